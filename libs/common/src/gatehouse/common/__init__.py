@@ -1,0 +1,1 @@
+"""What the four services share: configuration, records, policy text, sessions, gRPC plumbing."""

@@ -1,0 +1,47 @@
+"""A configuration mistake: what, where, and what would be right."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from gatehouse.common.errors import InvalidArgumentError
+
+
+class Severity(enum.Enum):
+    """An error stops a start and keeps the last good configuration on reload; a warning does not."""
+
+    ERROR = "error"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class Issue:
+    """One mistake. `message` never holds the value of a secret."""
+
+    severity: Severity
+    key: str  # dotted path as the user wrote it: routes[2].from, DATABROKER_STORAGE_TYPE
+    message: str  # what is wrong
+    fix: str = ""  # what would be right
+    file: str = ""  # file name, or "environment"
+    line: int | None = None  # 1-based
+
+    def __str__(self) -> str:
+        where = self.file
+        if where and self.line is not None:
+            where += f":{self.line}"
+        parts = [f"{where}: " if where else "", f"{self.severity.value}: {self.key}: {self.message}"]
+        if self.fix:
+            parts.append(f" ({self.fix})")
+        return "".join(parts)
+
+
+class ConfigError(InvalidArgumentError):
+    """Everything that is wrong with a configuration, all at once."""
+
+    default_reason = "config"
+
+    def __init__(self, issues: tuple[Issue, ...]) -> None:
+        assert issues
+        super().__init__("\n".join(str(issue) for issue in issues))
+        self.issues = issues

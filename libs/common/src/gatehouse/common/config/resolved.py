@@ -1,0 +1,144 @@
+"""Settings after files were read and secrets decoded: what services are built from.
+
+Made by `resolve.py` only. Everything is immutable; a change is a new object.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gatehouse.common.config.model import Route, Settings
+from gatehouse.common.ids import RouteId
+from gatehouse.common.jose.keys import SigningKey
+from gatehouse.common.policy.ast import Policy
+
+
+class ServiceName(enum.StrEnum):
+    """The four services; `services: all` is their set."""
+
+    PROXY = "proxy"
+    AUTHORIZE = "authorize"
+    AUTHENTICATE = "authenticate"
+    DATABROKER = "databroker"
+
+
+@dataclass(frozen=True, slots=True)
+class CertificatePair:
+    """A server certificate chain and its key, PEM."""
+
+    certificate_pem: bytes
+    key_pem: bytes
+    source: str  # the key it came from, for messages
+
+
+@dataclass(frozen=True, slots=True)
+class ListenAddress:
+    """host:port; an empty host means all addresses."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityProviderSettings:
+    """One identity provider configuration, as a route or the global keys give it."""
+
+    id: str  # the idp id that binds sessions to it (spec: authentication, keys and primitives)
+    type: str  # oidc, google, ...
+    url: str
+    client_id: str
+    client_secret: str
+    scopes: tuple[str, ...]
+    request_params: Mapping[str, str] | None  # None: the provider's defaults
+
+    def __repr__(self) -> str:
+        return f"IdentityProviderSettings(id={self.id!r}, type={self.type!r}, url={self.url!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class FromURL:
+    """The parsed `from` of a route."""
+
+    scheme: str  # https, http, tcp+https, udp+https, ssh
+    host: str  # lower case, no port, may hold "*"
+    port: int | None  # None: the scheme's default
+    connect_targets: tuple[str, ...] = ()  # host:port of each path segment (tcp, udp)
+
+    @property
+    def is_wildcard(self) -> bool:
+        """True when the host holds a star."""
+        return "*" in self.host
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """One parsed `to` URL."""
+
+    scheme: str  # http, https, h2c, tcp, udp, unix, https+unix, ssh
+    host: str  # without port and brackets; "" for unix kinds
+    port: int  # 0 for unix kinds
+    hostname: str  # host[:port] as written: Endpoint.hostname
+    path: str  # decoded path; for unix kinds the socket path
+    weight: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedRoute:
+    """A route with its identity, its policy tree and the contents of its files."""
+
+    index: int
+    id: RouteId  # 16 hex digits of xxh3, or the configured id
+    checksum: int  # uint64 over the route, its policy and the settings that shape a decision
+    settings: Route
+    from_url: FromURL
+    upstreams: tuple[Upstream, ...]
+    policy: Policy  # legacy allow keys and `policy`, as one rule tree
+    identity_provider: IdentityProviderSettings | None
+    tls_custom_ca_pem: bytes | None = None
+    tls_client_certificate: CertificatePair | None = None
+    tls_downstream_client_ca_pem: bytes | None = None
+    kubernetes_service_account_token: str | None = None
+
+    def __repr__(self) -> str:
+        return f"ResolvedRoute(id={self.id!r}, from={self.settings.from_!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedSettings:
+    """Everything a process needs to know, checked as a whole."""
+
+    settings: Settings
+    services: frozenset[ServiceName]
+    shared_secrets: tuple[bytes, ...]  # the first signs, all verify; 32 bytes each
+    cookie_secrets: tuple[bytes, ...]  # likewise
+    signing_keys: tuple[SigningKey, ...]  # the first signs, all are published
+    identity_provider: IdentityProviderSettings | None
+    certificates: tuple[CertificatePair, ...]  # configured ones, in order of preference
+    fallback_certificate: CertificatePair | None  # catch-all made from the shared secret
+    ca_bundle_pem: bytes | None  # extra roots (inline + file + derived); None: system roots only
+    databroker_connection: str  # "" for memory
+    routes: tuple[ResolvedRoute, ...]
+    address: ListenAddress
+    grpc_address: ListenAddress
+    grpc_insecure: bool
+    authenticate_url: str  # "" when none is set
+    authenticate_internal_url: str  # the external one when not set apart
+    authorize_urls: tuple[str, ...]
+    databroker_urls: tuple[str, ...]
+    watched_files: tuple[Path, ...]
+    generation: str  # short hash of all the above, for logs and health
+
+    def __repr__(self) -> str:
+        return f"ResolvedSettings(generation={self.generation!r}, routes={len(self.routes)})"
+
+    @property
+    def is_all_in_one(self) -> bool:
+        """True when this process runs all four services."""
+        return len(self.services) == len(ServiceName)
+
+    def runs(self, service: ServiceName) -> bool:
+        """True when this process runs `service`."""
+        return service in self.services

@@ -1,0 +1,1 @@
+"""Identity providers: discovery, tokens, claims. Shared by authenticate and session refresh."""

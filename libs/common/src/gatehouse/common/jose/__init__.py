@@ -1,0 +1,1 @@
+"""Signing, sealing and verifying: JWTs, key sets, authenticated encryption, signed URLs."""

@@ -1,0 +1,1 @@
+"""Logs (and, in time, metrics and traces)."""

@@ -1,0 +1,1 @@
+"""gRPC plumbing: servers, balanced channels, service credentials, health."""

@@ -1,0 +1,1 @@
+"""The life of a process: context, lifecycle, supervision, probes."""

@@ -1,0 +1,1 @@
+"""Session handles, login bindings and cookies."""
