@@ -30,7 +30,10 @@ class Issue:
         where = self.file
         if where and self.line is not None:
             where += f":{self.line}"
-        parts = [f"{where}: " if where else "", f"{self.severity.value}: {self.key}: {self.message}"]
+        parts = [
+            f"{where}: " if where else "",
+            f"{self.severity.value}: {self.key}: {self.message}",
+        ]
         if self.fix:
             parts.append(f" ({self.fix})")
         return "".join(parts)

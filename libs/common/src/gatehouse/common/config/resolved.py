@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gatehouse.common.config.model import Route, Settings
@@ -129,7 +129,12 @@ class ResolvedSettings:
     authorize_urls: tuple[str, ...]
     databroker_urls: tuple[str, ...]
     watched_files: tuple[Path, ...]
-    generation: str  # short hash of all the above, for logs and health
+    generation: str  # short keyed hash of all the above, for logs and health
+    downstream_mtls_ca_pem: bytes | None = None  # who signs browsers' client certificates
+    downstream_mtls_crl_pem: bytes | None = None
+    grpc_client_ca_pem: bytes | None = None  # set: our gRPC servers require client certificates
+    grpc_client_certificate: CertificatePair | None = None  # what our gRPC clients present
+    file_digests: Mapping[Path, bytes] = field(default_factory=dict)  # of the files as read
 
     def __repr__(self) -> str:
         return f"ResolvedSettings(generation={self.generation!r}, routes={len(self.routes)})"

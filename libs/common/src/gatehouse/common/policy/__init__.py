@@ -1,1 +1,1 @@
-"""The policy language: text to tree, without evaluation."""
+"""The policy language: what a policy says (ast, parser, matchers), without deciding anything."""

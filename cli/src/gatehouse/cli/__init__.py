@@ -1,0 +1,1 @@
+"""The `gatehouse` command: the one place that may know all four services."""

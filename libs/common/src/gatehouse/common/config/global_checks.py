@@ -1,0 +1,299 @@
+"""Whether the global settings contradict themselves: checks that need no file.
+
+Spec: configuration.md sections 3 to 5.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator
+from typing import Final
+from urllib.parse import urlsplit
+
+from gatehouse.common.config import derive
+from gatehouse.common.config.issues import Severity
+from gatehouse.common.config.model import (
+    ACCESS_LOG_FIELDS,
+    AUTHORIZE_LOG_FIELDS,
+    Settings,
+    StorageType,
+    TrustedIssuer,
+)
+from gatehouse.common.config.resolved import ServiceName
+from gatehouse.common.config.route_checks import Finding
+from gatehouse.common.config.routes import RouteURLError, compile_regex
+from gatehouse.common.config.values import decode_base64, parse_host_port, shorten
+
+ERROR: Final = Severity.ERROR
+WARNING: Final = Severity.WARNING
+
+MORE_ACCESS_LOG_FIELDS: Final = frozenset(
+    {"client-certificate", "cluster-stat-name", "ip", "query", "session-id", "user", "route-id"}
+)
+MORE_AUTHORIZE_LOG_FIELDS: Final = frozenset(
+    {"body", "cluster-stat-name", "headers", "id-token", "id-token-claims", "mcp-method"}
+    | {"mcp-tool", "mcp-tool-parameters", "query"}
+)
+JWT_ALGORITHMS: Final = frozenset(
+    {f"{family}{bits}" for family in ("RS", "PS", "ES") for bits in (256, 384, 512)} | {"EdDSA"}
+)
+ALT_NAME_TYPES: Final = ("dns", "email", "ip_address", "uri", "user_principal_name")
+_TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+
+
+def _error(key: str, message: str, fix: str = "") -> Finding:
+    return Finding(ERROR, (key,), message, fix)
+
+
+def _warning(key: str, message: str, fix: str = "") -> Finding:
+    return Finding(WARNING, (key,), message, fix)
+
+
+def check_settings(settings: Settings) -> Iterator[Finding]:
+    """Everything wrong with the global keys among themselves."""
+    yield from _urls(settings)
+    yield from _addresses(settings)
+    yield from _cookies(settings)
+    yield from _pairs(settings)
+    yield from _dns(settings)
+    yield from _mtls(settings)
+    yield from _issuers(settings)
+    yield from _logs(settings)
+    yield from _cluster(settings)
+    yield from _without_effect(settings)
+
+
+def _urls(settings: Settings) -> Iterator[Finding]:
+    for key, message in (
+        ("authorize_service_urls", "bad authorize service url"),
+        ("databroker_service_urls", "bad databroker service url"),
+    ):
+        for index, url in enumerate(getattr(settings, key)):
+            if url.strip() and not _is_service_url(url.strip()):
+                yield Finding(
+                    ERROR,
+                    (key, index),
+                    f"{message} {shorten(url)}",
+                    "http://host[:port] or https://host[:port]",
+                )
+    for key in ("authenticate_service_url", "authenticate_internal_service_url"):
+        parts = urlsplit(getattr(settings, key))
+        if parts.path not in {"", "/"} or parts.query or parts.fragment:
+            yield _error(key, "holds more than scheme, host and port", "https://host[:port]")
+        elif parts.scheme == "http" and not settings.insecure_server:
+            yield _warning(key, "is plain http, but cookies need https", "https://")
+
+
+def _is_service_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _addresses(settings: Settings) -> Iterator[Finding]:
+    if settings.address and parse_host_port(settings.address) is None:
+        main = derive.main_address(settings)
+        yield _warning(
+            "address", f"{shorten(settings.address)} is read as port {main.port}", "host:port"
+        )
+    source = settings.envoy_bind_config_source_address
+    if source and not _is_ip(source):
+        yield _error("envoy_bind_config_source_address", "is not an IP address", "an IP address")
+    address = settings.http_redirect_addr.strip("\"'")
+    if address and parse_host_port(address) is None:
+        yield _error("http_redirect_addr", f"{shorten(address)} is not an address", "host:port")
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _cookies(settings: Settings) -> Iterator[Finding]:
+    if not _TOKEN.fullmatch(settings.cookie_name):
+        yield _error("cookie_name", "is not a cookie name", "letters, digits and _-")
+    domain = settings.cookie_domain.removeprefix(".")
+    if domain and not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9\-.]*[A-Za-z0-9])?", domain):
+        yield _error("cookie_domain", f"{shorten(settings.cookie_domain)} is no domain", "a domain")
+    if settings.cookie_expire == 0:
+        yield _error("cookie_expire", "would end every session at once", "a duration such as 14h")
+
+
+def _pairs(settings: Settings) -> Iterator[Finding]:
+    for first, second, key in (
+        ("autocert_trusted_ca", "autocert_trusted_ca_file", "autocert_trusted_ca_file"),
+        ("grpc_client_ca", "grpc_client_ca_file", "grpc_client_ca_file"),
+    ):
+        if getattr(settings, first) and getattr(settings, second):
+            yield _error(key, f"cannot set both {first} and {second}", "keep one of them")
+    if bool(settings.autocert_eab_key_id) != bool(settings.autocert_eab_mac_key):
+        yield _error(
+            "autocert_eab_key_id",
+            "autocert_eab_key_id and autocert_eab_mac_key belong together",
+            "give both or neither",
+        )
+    certificate = settings.metrics_certificate or settings.metrics_certificate_file
+    key_half = settings.metrics_certificate_key or settings.metrics_certificate_key_file
+    if bool(certificate) != bool(key_half):
+        yield _warning(
+            "metrics_certificate",
+            "one half is missing, so metrics stay in plain text",
+            "metrics_certificate with metrics_certificate_key",
+        )
+    basic = settings.metrics_basic_auth.get_secret_value()
+    if basic:
+        decoded = decode_base64(basic)
+        if decoded is None or b":" not in decoded:
+            yield _error("metrics_basic_auth", "is not base64 of user:password", "user:password")
+    if settings.tls_derive and not re.fullmatch(r"[A-Za-z0-9.*\-]+", settings.tls_derive):
+        yield _error("tls_derive", f"{shorten(settings.tls_derive)} is no domain", "a domain name")
+
+
+def _dns(settings: Settings) -> Iterator[Finding]:
+    for key in ("dns_refresh_rate", "dns_failure_refresh_rate"):
+        value = getattr(settings, key)
+        if value is not None and value < 0.001:
+            yield _error(key, "is below 1ms", "1ms or more")
+    for index, resolver in enumerate(settings.dns_resolvers):
+        scheme, separator, address = resolver.partition("://")
+        parsed = parse_host_port(address)
+        if scheme not in {"udp", "tcp"} or not separator or parsed is None or not _is_ip(parsed[0]):
+            yield Finding(
+                ERROR,
+                ("dns_resolvers", index),
+                f"{shorten(resolver)} is not a resolver",
+                "udp://IP:port or tcp://IP:port",
+            )
+
+
+def _mtls(settings: Settings) -> Iterator[Finding]:
+    mtls = settings.downstream_mtls
+    for first in ("ca", "crl"):
+        if getattr(mtls, first) and getattr(mtls, f"{first}_file"):
+            yield Finding(
+                ERROR,
+                ("downstream_mtls", f"{first}_file"),
+                f"cannot set both {first} and {first}_file",
+                "keep one of them",
+            )
+    for index, entry in enumerate(mtls.match_subject_alt_names):
+        where = ("downstream_mtls", "match_subject_alt_names", index)
+        if len(entry) != 1:
+            yield Finding(ERROR, where, f"has {len(entry)} keys", "exactly one key")
+        for kind, pattern in entry.items():
+            if kind not in ALT_NAME_TYPES:
+                yield Finding(
+                    ERROR,
+                    where,
+                    f"unknown type {shorten(kind)}",
+                    f"one of {', '.join(ALT_NAME_TYPES)}",
+                )
+            try:
+                compile_regex(pattern)
+            except RouteURLError as error:
+                yield Finding(ERROR, (*where, kind), str(error), error.fix)
+
+
+def _issuers(settings: Settings) -> Iterator[Finding]:
+    seen: dict[str, str] = {}
+    for name, issuer in settings.identity_providers.items():
+        where = ("identity_providers", name)
+        if not name or name != name.lower() or "/" in name:
+            yield Finding(ERROR, where, "is not a provider name", "lower case, without /")
+        for key, message, fix in _issuer(issuer):
+            yield Finding(ERROR, (*where, key), message, fix)
+        other = seen.setdefault(issuer.issuer, name)
+        if other != name:
+            yield Finding(
+                ERROR, (*where, "issuer"), f"{other} has the same issuer", "unique issuers"
+            )
+
+
+def _issuer(issuer: TrustedIssuer) -> Iterator[tuple[str, str, str]]:
+    fix = "an absolute https URL, or kubernetes:///"
+    try:
+        parts = urlsplit(issuer.issuer)
+    except ValueError:
+        parts = urlsplit("")
+    loopback = parts.hostname in {"localhost", "127.0.0.1", "::1"}
+    if issuer.issuer == "kubernetes:///":
+        if issuer.jwks_url:
+            yield "jwks_url", "has no place beside kubernetes:///", "leave it out"
+    elif parts.scheme != "https" and not (parts.scheme == "http" and loopback):
+        yield "issuer", f"{shorten(issuer.issuer)} is not https", fix
+    elif not parts.hostname:
+        yield "issuer", f"{shorten(issuer.issuer)} has no host", fix
+    if not issuer.audiences:
+        yield "audiences", "is empty", "at least one audience"
+    for algorithm in issuer.supported_algs:
+        if algorithm not in JWT_ALGORITHMS:
+            yield (
+                "supported_algs",
+                f"unsupported algorithm {shorten(algorithm)}",
+                f"some of {', '.join(sorted(JWT_ALGORITHMS))}",
+            )
+
+
+def _logs(settings: Settings) -> Iterator[Finding]:
+    for key, known in (
+        ("access_log_fields", frozenset(ACCESS_LOG_FIELDS) | MORE_ACCESS_LOG_FIELDS),
+        ("authorize_log_fields", frozenset(AUTHORIZE_LOG_FIELDS) | MORE_AUTHORIZE_LOG_FIELDS),
+    ):
+        for index, name in enumerate(getattr(settings, key)):
+            if name not in known and not re.fullmatch(r"headers\..+", name):
+                yield Finding(
+                    WARNING,
+                    (key, index),
+                    f"unknown field {shorten(name)}",
+                    "a field name, or headers.<Name>",
+                )
+
+
+def _cluster(settings: Settings) -> Iterator[Finding]:
+    ids = [node.id for node in settings.databroker_cluster_nodes]
+    for index, node in enumerate(settings.databroker_cluster_nodes):
+        for key in ("id", "grpc_address", "raft_address"):
+            if not getattr(node, key):
+                yield Finding(
+                    ERROR, ("databroker_cluster_nodes", index, key), "is required", "a value"
+                )
+    for key in ("databroker_cluster_node_id", "databroker_cluster_leader_id"):
+        value = getattr(settings, key)
+        if value and value not in ids:
+            yield _error(key, f"{shorten(value)} is not a node", f"one of {', '.join(ids) or '-'}")
+
+
+def _without_effect(settings: Settings) -> Iterator[Finding]:
+    services = derive.parse_services(settings.services)
+    if settings.envoy_dynamic_extensions:
+        yield _warning(
+            "envoy_dynamic_extensions", "is ignored: Envoy is stock here", "leave it out"
+        )
+    if isinstance(services, str):
+        return
+    if settings.envoy_admin_address and ServiceName.PROXY not in services:
+        yield _warning("envoy_admin_address", "has no effect without proxy", "leave it out")
+    if settings.http_redirect_addr and not derive.has_listener(services):
+        yield _warning(
+            "http_redirect_addr", "has no effect without proxy or authenticate", "leave it out"
+        )
+    if (
+        settings.databroker_storage_type is not StorageType.MEMORY
+        and ServiceName.DATABROKER not in services
+    ):
+        return
+    if (
+        settings.databroker_storage_type is StorageType.MEMORY
+        and settings.databroker_storage_connection_string
+    ):
+        yield _warning(
+            "databroker_storage_connection_string",
+            "has no effect with memory storage",
+            "databroker_storage_type: file or postgres",
+        )

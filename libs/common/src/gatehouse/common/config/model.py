@@ -1,0 +1,484 @@
+"""What may be set: the frozen model of every global key, with its default and meaning.
+
+Attribute names are Pomerium's keys. Empty text means "not set"; durations are seconds; secrets are
+`SecretStr`. Nothing here reads a file: `load.py` makes a `Settings`, `resolve.py` what follows.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated, Final
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+
+from gatehouse.common.config.route_model import (
+    BearerTokenFormat,
+    CircuitBreakerThresholds,
+    HealthCheck,
+    JWTIssuerFormat,
+    LoadBalancingPolicy,
+    Model,
+    OutlierDetection,
+    Redirect,
+    Route,
+)
+from gatehouse.common.config.values import (
+    URL,
+    ClaimsHeaders,
+    Duration,
+    EnumOf,
+    FilePath,
+    FilePathList,
+    Flag,
+    FlagMap,
+    FromJSON,
+    Headers,
+    HostPort,
+    HttpURL,
+    ListFromJSON,
+    Number,
+    Secret,
+    Text,
+    TextList,
+    TextMap,
+    UInt32,
+    UInt64,
+    problem,
+    shorten,
+)
+
+__all__ = [
+    "BearerTokenFormat",
+    "CertificateFiles",
+    "CircuitBreakerThresholds",
+    "CodecType",
+    "CookieSameSite",
+    "DNSLookupFamily",
+    "DownstreamMTLS",
+    "HeadersWithUnderscoresAction",
+    "HealthCheck",
+    "JWTIssuerFormat",
+    "LoadBalancingPolicy",
+    "MTLSEnforcement",
+    "OutlierDetection",
+    "PathWithEscapedSlashesAction",
+    "Redirect",
+    "Route",
+    "Settings",
+    "StorageType",
+]
+
+NO_SECRET: Final = SecretStr("")
+
+
+class CodecType(enum.StrEnum):
+    """Protocols of the main listener."""
+
+    AUTO = "auto"
+    HTTP1 = "http1"
+    HTTP2 = "http2"
+    HTTP3 = "http3"
+
+
+class PathWithEscapedSlashesAction(enum.StrEnum):
+    """What becomes of %2F and %5C in a path."""
+
+    KEEP_UNCHANGED = "keep_unchanged"
+    REJECT_REQUEST = "reject_request"
+    UNESCAPE_AND_REDIRECT = "unescape_and_redirect"
+    UNESCAPE_AND_FORWARD = "unescape_and_forward"
+
+
+class HeadersWithUnderscoresAction(enum.StrEnum):
+    """What becomes of request headers with an underscore in their name."""
+
+    ALLOW = "allow"
+    REJECT_REQUEST = "reject_request"
+    DROP_HEADER = "drop_header"
+
+
+class MTLSEnforcement(enum.StrEnum):
+    """Who refuses a client without a valid certificate."""
+
+    POLICY_WITH_DEFAULT_DENY = "policy_with_default_deny"
+    POLICY = "policy"
+    REJECT_CONNECTION = "reject_connection"
+
+
+class CookieSameSite(enum.StrEnum):
+    """SameSite of our cookies; empty leaves it to the browser."""
+
+    UNSET = ""
+    LAX = "lax"
+    STRICT = "strict"
+    NONE = "none"
+
+
+class DNSLookupFamily(enum.StrEnum):
+    """Envoy's dns_lookup_family."""
+
+    AUTO = "AUTO"
+    V4_ONLY = "V4_ONLY"
+    V6_ONLY = "V6_ONLY"
+    V4_PREFERRED = "V4_PREFERRED"
+    ALL = "ALL"
+
+
+class StorageType(enum.StrEnum):
+    """Where the databroker keeps records."""
+
+    MEMORY = "memory"
+    FILE = "file"
+    POSTGRES = "postgres"
+
+
+LOG_LEVELS: Final = (
+    *("trace", "debug", "info", "warn", "warning", "error"),
+    *("critical", "fatal", "panic", "off", "none", "disabled"),
+)
+
+ACCESS_LOG_FIELDS: Final = (
+    *("upstream-cluster", "method", "authority", "path", "user-agent", "referer"),
+    *("forwarded-for", "request-id", "duration", "size", "response-code", "response-code-details"),
+)
+
+AUTHORIZE_LOG_FIELDS: Final = (
+    *("request-id", "check-request-id", "method", "path", "host", "ip", "session-id"),
+    *("impersonate-session-id", "impersonate-user-id", "impersonate-email"),
+    *("removed-groups-count", "service-account-id", "user", "email"),
+    *("envoy-route-checksum", "envoy-route-id", "route-checksum", "route-id"),
+)
+
+RUNTIME_FLAGS: Final[dict[str, bool]] = {
+    "add_extra_metrics_labels": True,
+    "allow_any_sign_out_redirect_uri": False,
+    "authorize_use_synced_data": True,
+    "config_hot_reload": True,
+    "debug_admin_endpoints": False,
+    "envoy_resource_manager": True,
+    "grpc_databroker_keepalive": True,
+    "match_any_incoming_port": True,
+    "mcp": True,
+    "mcp_dynamic_client_registration": False,
+    "pomerium_jwt_endpoint": False,
+    "refresh_session_at_id_token_expiration": True,
+    "routes_portal": True,
+    "set_envoy_concurrency_to_go_max_procs": True,
+    "ssh_allow_direct_tcpip": False,
+    "ssh_routes_portal": False,
+    "ssh_upstream_tunnel": False,
+}
+
+
+class CertificateFiles(Model):
+    """One element of `certificates`."""
+
+    cert: FilePath = Field("", description="PEM file of a certificate chain")
+    key: FilePath = Field("", description="PEM file of its key")
+
+
+class DownstreamMTLS(Model):
+    """`downstream_mtls`: client certificates."""
+
+    ca: Text = Field("", description="base64 PEM of the authorities that sign clients")
+    ca_file: FilePath = Field("", description="the same as a file")
+    crl: Text = Field("", description="base64 PEM of revocation lists")
+    crl_file: FilePath = Field("", description="the same as a file")
+    enforcement: Annotated[MTLSEnforcement, EnumOf()] = Field(
+        MTLSEnforcement.POLICY_WITH_DEFAULT_DENY, description="who refuses clients without one"
+    )
+    match_subject_alt_names: Annotated[tuple[dict[str, Text], ...], ListFromJSON] = Field(
+        (), description="one-key maps: dns, email, ip_address, uri or user_principal_name: regex"
+    )
+    max_verify_depth: UInt32 = Field(1, description="longest chain; 0 is no limit")
+
+
+class TrustedIssuer(Model):
+    """One value of `identity_providers`."""
+
+    issuer: Text = Field("", description="iss of its tokens, https or kubernetes:///")
+    jwks_url: URL = Field("", description="its keys, when discovery is not wanted")
+    supported_algs: TextList = Field((), description="signature algorithms; RS256 ES256 EdDSA")
+    audiences: TextList = Field((), description="aud values accepted, at least one")
+
+
+class ClusterNode(Model):
+    """One element of `databroker_cluster_nodes`."""
+
+    id: Text = Field("", description="node name")
+    grpc_address: URL = Field("", description="URL of its gRPC server")
+    raft_address: HostPort = Field("", description="host:port of its raft transport")
+
+
+class RateLimitEntry(Model):
+    """One element of `ssh_rls_additional_entries`."""
+
+    key: Text = Field("", description="descriptor key")
+    value: Text = Field("", description="descriptor value")
+
+
+class BlobStorage(Model):
+    """`blob_storage`."""
+
+    bucket_uri: Text = Field("", description="where recordings go")
+    managed_prefix: Text = Field("", description="prefix inside the bucket")
+
+
+def _log_level(value: object) -> object:
+    if value == "":
+        return "info"
+    if isinstance(value, str) and value in LOG_LEVELS:
+        return value
+    raise problem(f"unknown level {shorten(str(value))}", f"one of {', '.join(LOG_LEVELS)}")
+
+
+def _same_site(value: object) -> object:
+    text = value.lower() if isinstance(value, str) else value
+    if isinstance(text, str) and text in {str(member) for member in CookieSameSite}:
+        return text
+    raise problem(f"unknown cookie_same_site {shorten(str(value))}", "strict, lax or none")
+
+
+def _exactly(members: type[enum.StrEnum], what: str) -> BeforeValidator:
+    def check(value: object) -> object:
+        if isinstance(value, str) and value in {str(member) for member in members}:
+            return value
+        allowed = ", ".join(str(member) for member in members)
+        raise problem(f"unknown {what} {shorten(str(value))}", f"one of {allowed}")
+
+    return BeforeValidator(check)
+
+
+def _over_defaults(flags: dict[str, bool]) -> dict[str, bool]:
+    return {**RUNTIME_FLAGS, **flags}
+
+
+LogLevel = Annotated[str, BeforeValidator(_log_level)]
+
+
+class Settings(Model):
+    """Every global key. Made by `load.load_settings`."""
+
+    # Which services, and what they share
+    services: Text = Field("all", description="all, or a comma list of services to run")
+    installation_id: Text = Field("", description="label in telemetry")
+    shared_secret: Secret = Field(NO_SECRET, description="base64 of 32 bytes all services share")
+    shared_secret_file: FilePath = Field("", description="the same as a file")
+    cookie_secret: Secret = Field(NO_SECRET, description="base64 of 32 bytes for sign-in cookies")
+    cookie_secret_file: FilePath = Field("", description="the same as a file")
+    signing_key: Secret = Field(NO_SECRET, description="PEM keys that sign identity assertions")
+    signing_key_file: FilePath = Field("", description="the same as a file")
+    authenticate_service_url: HttpURL = Field("", description="where users sign in")
+    authenticate_internal_service_url: HttpURL = Field("", description="the same, from inside")
+    signout_redirect_url: HttpURL = Field("", description="where users go after signing out")
+    authorize_service_url: HttpURL = Field("", description="URL of authorize")
+    authorize_service_urls: TextList = Field((), description="further URLs of authorize")
+    authorize_internal_service_url: HttpURL = Field("", description="dialled instead of those")
+    databroker_service_url: HttpURL = Field("", description="URL of databroker")
+    databroker_service_urls: TextList = Field((), description="further URLs of databroker")
+    databroker_internal_service_url: HttpURL = Field("", description="host databroker answers to")
+    override_certificate_name: Text = Field("", description="name expected of internal TLS")
+    certificate_authority: Text = Field("", description="base64 PEM of further trusted roots")
+    certificate_authority_file: FilePath = Field("", description="the same as a file")
+    tls_derive: Text = Field("", description="domain whose certificate the shared secret makes")
+    google_cloud_serverless_authentication_service_account: Secret = Field(
+        NO_SECRET, description="Google service account, JSON or its base64"
+    )
+
+    # Identity provider and identity headers
+    idp_provider: Text = Field("", description="kind of identity provider")
+    idp_provider_url: HttpURL = Field("", description="its issuer URL")
+    idp_client_id: Text = Field("", description="our client id there")
+    idp_client_secret: Secret = Field(NO_SECRET, description="our client secret there")
+    idp_client_secret_file: FilePath = Field("", description="the same as a file")
+    idp_scopes: TextList = Field((), description="scopes asked for; the provider's when empty")
+    idp_request_params: TextMap | None = Field(None, description="extra sign-in parameters")
+    idp_access_token_allowed_audiences: TextList | None = Field(
+        None, description="audiences accepted in access tokens"
+    )
+    bearer_token_format: Annotated[BearerTokenFormat, EnumOf("BEARER_TOKEN_FORMAT")] = Field(
+        BearerTokenFormat.DEFAULT, description="how bearer tokens are read"
+    )
+    identity_providers: Annotated[dict[str, TrustedIssuer], FromJSON] = Field(
+        {}, description="issuers whose JWTs are accepted as bearer tokens"
+    )
+    programmatic_redirect_domain_whitelist: TextList = Field(
+        ("localhost",), description="hosts that programmatic sign-in may return to"
+    )
+    pass_identity_headers: Flag | None = Field(None, description="default of the route key")
+    jwt_claims_headers: ClaimsHeaders = Field({}, description="header to claim, or a claim list")
+    jwt_issuer_format: Annotated[JWTIssuerFormat, EnumOf("Issuer")] = Field(
+        JWTIssuerFormat.HOST_ONLY, description="form of iss in the assertion"
+    )
+
+    # Cookies
+    cookie_name: Text = Field("_pomerium", description="name of the session cookie")
+    cookie_domain: Text = Field("", description="Domain of the session cookie; its host when empty")
+    cookie_http_only: Flag = Field(default=True, description="hide the cookie from scripts")
+    cookie_expire: Duration = Field(14 * 3600.0, description="life of cookie and session")
+    cookie_same_site: Annotated[CookieSameSite, BeforeValidator(_same_site)] = Field(
+        CookieSameSite.UNSET, description="SameSite of the cookie"
+    )
+
+    # Listeners
+    address: Text = Field(":443", description="main listener, host:port")
+    insecure_server: Flag = Field(default=False, description="no TLS on the main listener")
+    http_redirect_addr: Text = Field("", description="listener that redirects http to https")
+    use_proxy_protocol: Flag = Field(default=False, description="expect the PROXY protocol")
+    grpc_address: Text = Field(":443", description="gRPC listener, host:port")
+    grpc_insecure: Flag | None = Field(None, description="no TLS on the gRPC listener")
+    grpc_client_timeout: Duration = Field(10.0, description="time for one authorization check")
+    grpc_client_ca: Text = Field("", description="base64 PEM: who signs our gRPC clients")
+    grpc_client_ca_file: FilePath = Field("", description="the same as a file")
+    grpc_client_certificate_file: FilePath = Field("", description="shown by our gRPC clients")
+    grpc_client_key_file: FilePath = Field("", description="its key")
+    envoy_bind_config_source_address: Text = Field("", description="source address upstream")
+    envoy_bind_config_freebind: Flag | None = Field(None, description="IP_FREEBIND upstream")
+    health_check_addr: HostPort = Field("127.0.0.1:28080", description="HTTP probes")
+    health_check_systemd_disabled: Flag = Field(default=False, description="do not notify systemd")
+    shutdown_grace: Duration = Field(25.0, description="time from SIGTERM to exit")
+
+    # HTTP
+    codec_type: Annotated[CodecType, EnumOf("CODEC_TYPE")] = Field(
+        CodecType.AUTO, description="protocols of the main listener"
+    )
+    skip_xff_append: Flag = Field(default=False, description="leave X-Forwarded-For as it came")
+    xff_num_trusted_hops: UInt32 = Field(0, description="trusted proxies in front")
+    normalize_path: Flag = Field(default=True, description="resolve dot segments")
+    merge_slashes: Flag = Field(default=True, description="merge repeated slashes")
+    path_with_escaped_slashes_action: Annotated[
+        PathWithEscapedSlashesAction, EnumOf("PATH_WITH_ESCAPED_SLASHES_ACTION")
+    ] = Field(PathWithEscapedSlashesAction.REJECT_REQUEST, description="%2F and %5C in a path")
+    headers_with_underscores_action: Annotated[
+        HeadersWithUnderscoresAction, EnumOf("HEADERS_WITH_UNDERSCORES_ACTION")
+    ] = Field(HeadersWithUnderscoresAction.REJECT_REQUEST, description="_ in a header name")
+    allow_upgrades: TextList = Field((), description="upgrade tokens that routes let through")
+    set_response_headers: Headers | None = Field(None, description="response headers everywhere")
+    timeout_read: Duration = Field(30.0, description="time to receive a request; 0s is no limit")
+    timeout_write: Duration = Field(0.0, description="time for a request in all; 0s is no limit")
+    timeout_idle: Duration = Field(300.0, description="time without data")
+    default_upstream_timeout: Duration = Field(30.0, description="timeout of routes without one")
+
+    # Certificates
+    certificate: Text = Field("", description="base64 PEM of a certificate chain")
+    certificate_key: Secret = Field(NO_SECRET, description="base64 PEM of its key")
+    certificate_file: FilePath = Field("", description="PEM file of a certificate chain")
+    certificate_key_file: FilePath = Field("", description="PEM file of its key")
+    certificates: Annotated[tuple[CertificateFiles, ...], ListFromJSON] = Field(
+        (), description="further pairs of PEM files"
+    )
+    autocert: Flag = Field(default=False, description="obtain certificates by ACME")
+    autocert_email: Text = Field("", description="ACME account contact")
+    autocert_ca: URL = Field("", description="ACME directory URL")
+    autocert_use_staging: Flag = Field(default=False, description="use the staging directory")
+    autocert_must_staple: Flag = Field(
+        default=False, description="ask for must-staple certificates"
+    )
+    autocert_eab_key_id: Text = Field("", description="external account binding")
+    autocert_eab_mac_key: Secret = Field(NO_SECRET, description="external account binding")
+    autocert_dir: FilePath = Field("", description="where certificates are kept")
+    autocert_trusted_ca: Text = Field("", description="base64 PEM of the directory's authority")
+    autocert_trusted_ca_file: FilePath = Field("", description="the same as a file")
+    downstream_mtls: DownstreamMTLS = Field(DownstreamMTLS(), description="client certificates")
+
+    # Upstream defaults
+    circuit_breaker_thresholds: Annotated[CircuitBreakerThresholds, FromJSON] | None = Field(
+        None, description="limits towards every upstream"
+    )
+    dns_lookup_family: Annotated[
+        DNSLookupFamily, _exactly(DNSLookupFamily, "dns_lookup_family")
+    ] = Field(DNSLookupFamily.V4_PREFERRED, description="address families of upstreams")
+    dns_refresh_rate: Duration | None = Field(None, description="time between look-ups")
+    dns_failure_refresh_rate: Duration | None = Field(None, description="the same after a failure")
+    dns_query_timeout: Duration | None = Field(None, description="time for one query")
+    dns_query_tries: UInt32 | None = Field(None, description="tries for one query")
+    dns_udp_max_queries: UInt32 | None = Field(None, description="queries on one UDP socket")
+    dns_use_tcp: Flag | None = Field(None, description="ask over TCP")
+    dns_resolvers: TextList = Field((), description="udp://IP:port or tcp://IP:port")
+
+    # Observability
+    log_level: LogLevel = Field("info", description="our log level")
+    proxy_log_level: Annotated[str, BeforeValidator(_log_level)] | None = Field(
+        None, description="Envoy's log level; log_level when unset"
+    )
+    access_log_fields: TextList = Field(ACCESS_LOG_FIELDS, description="fields of access logs")
+    authorize_log_fields: TextList = Field(
+        AUTHORIZE_LOG_FIELDS, description="fields of decision logs"
+    )
+    metrics_address: HostPort = Field("", description="metrics listener")
+    metrics_basic_auth: Secret = Field(NO_SECRET, description="base64 of user:password")
+    metrics_certificate: Text = Field("", description="base64 PEM")
+    metrics_certificate_file: FilePath = Field("", description="the same as a file")
+    metrics_certificate_key: Secret = Field(NO_SECRET, description="base64 PEM of its key")
+    metrics_certificate_key_file: FilePath = Field("", description="the same as a file")
+    metrics_client_ca: Text = Field("", description="base64 PEM: who signs metrics readers")
+    metrics_client_ca_file: FilePath = Field("", description="the same as a file")
+    otel_traces_exporter: Text = Field("", description="otlp, or none")
+    otel_traces_sampler_arg: Number = Field(1.0, description="share of requests traced, 0 to 1")
+    otel_exporter_otlp_endpoint: URL = Field("", description="OTLP endpoint")
+    otel_exporter_otlp_traces_endpoint: URL = Field("", description="the same for traces; wins")
+    otel_exporter_otlp_protocol: Text = Field("", description="grpc or http/protobuf")
+    otel_exporter_otlp_traces_protocol: Text = Field("", description="the same for traces; wins")
+    otel_exporter_otlp_headers: Secret = Field(NO_SECRET, description="K=V list")
+    otel_exporter_otlp_traces_headers: Secret = Field(NO_SECRET, description="the same for traces")
+    otel_exporter_otlp_timeout: UInt32 | None = Field(None, description="milliseconds")
+    otel_exporter_otlp_traces_timeout: UInt32 | None = Field(None, description="milliseconds")
+    otel_bsp_schedule_delay: UInt32 = Field(5000, description="milliseconds between batches")
+    otel_bsp_max_export_batch_size: UInt32 = Field(512, description="spans in a batch")
+    otel_resource_attributes: TextList = Field((), description="K=V list")
+    otel_log_level: Text = Field("", description="log level of tracing")
+    otel_attribute_value_length_limit: UInt32 | None = Field(None, description="characters")
+    debug_address: HostPort = Field("", description="debug listener")
+    envoy_admin_address: HostPort = Field("", description="Envoy's admin interface")
+    envoy_admin_access_log_path: Text = Field("/dev/null", description="its access log")
+    envoy_admin_profile_path: Text = Field("/dev/null", description="its profiles")
+    envoy_dynamic_extensions: TextList = Field((), description="ignored here")
+
+    # Databroker
+    databroker_storage_type: Annotated[
+        StorageType, _exactly(StorageType, "databroker storage backend type")
+    ] = Field(StorageType.MEMORY, description="where records are kept")
+    databroker_storage_connection_string: Secret = Field(NO_SECRET, description="file:// or DSN")
+    databroker_storage_connection_string_file: FilePath = Field("", description="same as a file")
+    databroker_cluster_nodes: Annotated[tuple[ClusterNode, ...], ListFromJSON] = Field(
+        (), description="nodes of a raft cluster"
+    )
+    databroker_cluster_node_id: Text = Field("", description="this node")
+    databroker_cluster_leader_id: Text = Field("", description="the fixed leader")
+    databroker_raft_bind_address: HostPort = Field("", description="raft transport")
+    max_staleness: Duration = Field(300.0, description="how old authorize's copy may be when cut")
+
+    # SSH, MCP, recordings
+    ssh_address: HostPort = Field("", description="SSH listener")
+    ssh_host_key_files: FilePathList = Field((), description="host key files")
+    ssh_host_keys: tuple[Secret, ...] = Field((), description="host keys, PEM")
+    ssh_user_ca_key_file: FilePath = Field("", description="key that signs user certificates")
+    ssh_user_ca_key: Secret = Field(NO_SECRET, description="the same, PEM")
+    ssh_rls_enabled: Flag = Field(default=False, description="network rate limits")
+    ssh_rls_additional_entries: Annotated[tuple[RateLimitEntry, ...], ListFromJSON] = Field(
+        (), description="descriptor entries"
+    )
+    mcp_allowed_client_id_domains: TextList = Field((), description="domains of client metadata")
+    mcp_allowed_as_metadata_domains: TextList = Field((), description="domains of AS metadata")
+    session_recording_concurrency: UInt32 = Field(8, description="parallel recordings")
+    blob_storage: Annotated[BlobStorage, FromJSON] | None = Field(None, description="recordings")
+    auto_apply_changesets: Flag | None = Field(None, description="managed mode only")
+    pomerium_zero_token: Secret = Field(NO_SECRET, description="managed mode only")
+
+    # Ours
+    decision_cache: Flag = Field(default=True, description="remember allowed decisions in Envoy")
+    decision_cache_bytes: UInt64 = Field(64 << 20, description="bound for each Envoy worker")
+    authorize_workers: UInt32 = Field(1, description="authorize processes on one address")
+
+    runtime_flags: Annotated[FlagMap, AfterValidator(_over_defaults)] = Field(
+        dict(RUNTIME_FLAGS), description="switches by name"
+    )
+    policy: Annotated[tuple[Route, ...], ListFromJSON] = Field(
+        (), description="routes under their old key; before `routes`"
+    )
+    routes: Annotated[tuple[Route, ...], ListFromJSON] = Field((), description="the routes")
+
+    @property
+    def all_routes(self) -> tuple[Route, ...]:
+        """`policy`, then `routes`, each in file order."""
+        return self.policy + self.routes

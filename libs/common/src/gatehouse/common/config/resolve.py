@@ -1,0 +1,594 @@
+"""What services are built from: `Settings` plus file contents, checked as a whole.
+
+Everything wrong is collected and raised at once. Files are read through `read_file` only; a file
+that only other services need is not read here, so that one configuration file serves four
+containers of which each has its own secrets mounted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import SecretStr
+
+from gatehouse.common.config import derive
+from gatehouse.common.config.certificates import (
+    CertificateError,
+    check_revocation_lists,
+    derive_certificate,
+    make_pair,
+)
+from gatehouse.common.config.global_checks import check_settings
+from gatehouse.common.config.inputs import Inputs, ReadFile, file_digest
+from gatehouse.common.config.issues import ConfigError, Issue
+from gatehouse.common.config.load import KeyPath, LoadedSettings, Outcome, load_outcome
+from gatehouse.common.config.model import Settings, StorageType
+from gatehouse.common.config.resolve_routes import RouteResolver
+from gatehouse.common.config.resolved import (
+    CertificatePair,
+    IdentityProviderSettings,
+    ListenAddress,
+    ResolvedSettings,
+    ServiceName,
+)
+from gatehouse.common.config.unavailable import MESSAGE, unavailable_settings
+from gatehouse.common.config.values import decode_base64
+from gatehouse.common.errors import InvalidArgumentError
+from gatehouse.common.jose.keys import SigningKey, derive_signing_key, load_signing_keys
+from gatehouse.common.session.idp_id import idp_id
+
+Resolved = tuple[ResolvedSettings, tuple[Issue, ...]]
+
+SECRET_BYTES: Final = 32
+PROVIDERS: Final = (
+    *("apple", "auth0", "azure", "cognito", "github", "gitlab", "google", "oidc", "okta"),
+    *("onelogin", "ping"),
+)
+PROVIDERS_WITHOUT_DEFAULT_URL: Final = frozenset({"auth0", "cognito", "oidc", "okta", "ping"})
+_GITHUB_VERSION: Final = 1
+_PLACEHOLDER: Final = bytes(SECRET_BYTES)  # stands for a secret that is wrong; never leaves here
+
+
+class UnresolvedError(ConfigError):
+    """A configuration that was refused, and the files it refers to, found or not."""
+
+    def __init__(self, issues: tuple[Issue, ...], file_digests: Mapping[Path, bytes]) -> None:
+        super().__init__(issues)
+        self.file_digests = dict(file_digests)
+
+    @property
+    def watched_files(self) -> tuple[Path, ...]:
+        """What to look at for a change that could mend it."""
+        return tuple(self.file_digests)
+
+
+def resolve(
+    loaded: LoadedSettings,
+    *,
+    read_file: ReadFile,
+    environ: Mapping[str, str],
+    random_secret: Callable[[], bytes],
+) -> Resolved:
+    """Resolved settings and warnings, or ConfigError with every mistake.
+
+    `random_secret` gives the secret of an all-in-one without one: 32 bytes, the same on each call
+    in a process. `read_file` raises OSError for what cannot be read.
+    """
+    resolver = _Resolver(loaded, frozenset(), read_file, environ, random_secret)
+    resolved = resolver.run()
+    if resolved is None:
+        raise UnresolvedError(tuple(resolver.inputs.errors), resolver.inputs.file_digests())
+    return resolved, (*loaded.warnings, *resolver.inputs.warnings)
+
+
+def load_and_resolve(
+    path: Path | None, environ: Mapping[str, str], *, random_secret: Callable[[], bytes]
+) -> Resolved:
+    """Load, read files, resolve. ConfigError holds the mistakes of all steps."""
+    outcome: Outcome = load_outcome(path, environ)
+    errors = list(outcome.errors)
+    if outcome.settings is None or ("services",) in outcome.dropped:
+        raise ConfigError(tuple(errors))
+    loaded = outcome.loaded()
+    resolver = _Resolver(
+        loaded, frozenset(outcome.dropped), Path.read_bytes, environ, random_secret
+    )
+    resolved = resolver.run()
+    errors.extend(resolver.inputs.errors)
+    if errors or resolved is None:
+        raise UnresolvedError(tuple(dict.fromkeys(errors)), resolver.inputs.file_digests())
+    return resolved, (*loaded.warnings, *resolver.inputs.warnings)
+
+
+class _Resolver:
+    def __init__(
+        self,
+        loaded: LoadedSettings,
+        dropped: frozenset[KeyPath],
+        read_file: ReadFile,
+        environ: Mapping[str, str],
+        random_secret: Callable[[], bytes],
+    ) -> None:
+        self.inputs = Inputs(loaded, dropped, read_file)
+        self._settings: Settings = loaded.settings
+        self._environ = environ
+        self._random_secret = random_secret
+        self._services: frozenset[ServiceName] = frozenset()
+
+    # -- the whole -----------------------------------------------------------------------------
+
+    def run(self) -> ResolvedSettings | None:
+        """Everything, or None when there were errors."""
+        settings = self._settings
+        services = derive.parse_services(settings.services)
+        if isinstance(services, str):
+            self.inputs.error(
+                ("services",),
+                f"config: {services!r} is an invalid service type",
+                derive.SERVICE_CHOICES,
+            )
+            return None
+        self._services = services
+        for key, fix in unavailable_settings(settings):
+            self.inputs.error((key,), MESSAGE, fix)
+        for finding in check_settings(settings):
+            self.inputs.report(finding.severity, finding.path, finding.message, finding.fix)
+        shared, cookie = self._secrets()
+        signing_keys = self._signing_keys(shared[0])
+        client_secret = self._client_secret()
+        provider = self._provider(client_secret)
+        certificates, fallback, derived_authority = self._certificates(shared[0])
+        bundle = self._bundle(derived_authority)
+        mtls_ca, mtls_crl = self._downstream_mtls()
+        grpc_ca, grpc_client = self._grpc_client_tls()
+        routes = RouteResolver(
+            settings=settings,
+            services=services,
+            provider=provider,
+            shared_secret=shared[0],
+            signing_keys=signing_keys,
+            downstream_mtls=(mtls_ca, mtls_crl),
+            inputs=self.inputs,
+        ).resolve()
+        login = any(derive.needs_login(route.policy) for route in routes)
+        authenticate, internal = self._authenticate_urls(provider, login=login)
+        self._check_provider(client_secret, authenticate, login=login)
+        connection = self._databroker_connection()
+        grpc = derive.grpc_address(settings, services)
+        if grpc is None:
+            self.inputs.error(("grpc_address",), "is not an address", "host:port, or :port for all")
+        if self.inputs.errors:
+            return None
+        assert grpc is not None
+        fields: dict[str, Any] = {
+            "settings": settings,
+            "services": services,
+            "shared_secrets": shared,
+            "cookie_secrets": cookie,
+            "signing_keys": signing_keys,
+            "identity_provider": provider,
+            "certificates": certificates,
+            "fallback_certificate": fallback,
+            "ca_bundle_pem": bundle,
+            "databroker_connection": connection,
+            "routes": routes,
+            "address": derive.main_address(settings),
+            "grpc_address": grpc,
+            "grpc_insecure": derive.grpc_insecure(settings, services),
+            "authenticate_url": authenticate,
+            "authenticate_internal_url": internal,
+            "authorize_urls": self._urls(ServiceName.AUTHORIZE),
+            "databroker_urls": self._urls(ServiceName.DATABROKER),
+            "watched_files": tuple(self.inputs.contents),
+            "file_digests": self.inputs.file_digests(),
+            "downstream_mtls_ca_pem": mtls_ca,
+            "downstream_mtls_crl_pem": mtls_crl,
+            "grpc_client_ca_pem": grpc_ca,
+            "grpc_client_certificate": grpc_client,
+        }
+        return ResolvedSettings(**fields, generation=self._generation(fields))
+
+    def _generation(self, fields: Mapping[str, Any]) -> str:
+        """12 hex digits that change when anything does; keyed, so that they tell nothing."""
+        digest = hmac.new(fields["shared_secrets"][0], digestmod=hashlib.sha256)
+        digest.update(_revealed(self._settings).encode())
+        for value in (
+            sorted(self._services),
+            fields["shared_secrets"],
+            fields["cookie_secrets"],
+            [key.kid for key in fields["signing_keys"]],
+            fields["databroker_connection"],
+        ):
+            digest.update(repr(value).encode() + b"\x00")
+        for file, contents in self.inputs.contents.items():
+            digest.update(str(file).encode() + b"\x00" + file_digest(contents))
+        return digest.hexdigest()[:12]
+
+    # -- secrets -------------------------------------------------------------------------------
+
+    @property
+    def _all_in_one(self) -> bool:
+        return len(self._services) == len(ServiceName)
+
+    def _secrets(self) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+        settings = self._settings
+        shared = self._secret("shared_secret", settings.shared_secret, settings.shared_secret_file)
+        if shared is None and not self._given("shared_secret"):
+            if self._all_in_one:
+                shared = (self._random_secret(),)
+            else:
+                self.inputs.error(
+                    ("shared_secret",),
+                    "is required when services run apart",
+                    "one base64 of 32 random bytes for all: head -c32 /dev/urandom | base64",
+                )
+        cookie = self._secret("cookie_secret", settings.cookie_secret, settings.cookie_secret_file)
+        if cookie is None and not self._given("cookie_secret"):
+            if self._all_in_one:
+                cookie = (self._random_secret(),)
+                self.inputs.warn(
+                    ("cookie_secret",),
+                    "is not set: a random one is used, and sign-ins under way die with the process",
+                    "base64 of 32 random bytes: head -c32 /dev/urandom | base64",
+                )
+            elif derive.has_listener(self._services):
+                self.inputs.error(
+                    ("cookie_secret",),
+                    "is required by proxy and authenticate when services run apart",
+                    "one base64 of 32 random bytes for all: head -c32 /dev/urandom | base64",
+                )
+        return shared or (_PLACEHOLDER,), cookie or shared or (_PLACEHOLDER,)
+
+    def _given(self, key: str) -> bool:
+        return bool(getattr(self._settings, key)) or bool(getattr(self._settings, f"{key}_file"))
+
+    def _secret(self, key: str, inline: SecretStr, file: str) -> tuple[bytes, ...] | None:
+        where: KeyPath = (key,)
+        text = inline.get_secret_value()
+        if file:
+            where = (f"{key}_file",)
+            contents = self.inputs.read(where, file)
+            if contents is None:
+                return None
+            text = contents.decode("utf-8", "replace")
+            if key == "cookie_secret":
+                text = text.replace("\r", "").replace("\n", "")
+        if not text:
+            if file:
+                self.inputs.error(where, "the file is empty", "base64 of 32 bytes")
+            return None
+        secrets: list[bytes] = []
+        for part in text.split(","):
+            if any(character.isspace() for character in part):
+                self.inputs.error(
+                    where, "holds white space", "no blank and no line break around the base64"
+                )
+                return None
+            decoded = decode_base64(part)
+            if decoded is None:
+                self.inputs.error(where, "is not base64", "base64 (with padding) of 32 bytes")
+                return None
+            if len(decoded) != SECRET_BYTES:
+                self.inputs.error(
+                    where,
+                    f"decodes to {len(decoded)} bytes",
+                    "32 bytes: head -c32 /dev/urandom | base64",
+                )
+                return None
+            secrets.append(decoded)
+        return tuple(dict.fromkeys(secrets))
+
+    def _signing_keys(self, shared: bytes) -> tuple[SigningKey, ...]:
+        settings = self._settings
+        where: KeyPath = ("signing_key",)
+        pem: bytes | None = settings.signing_key.get_secret_value().encode()
+        if settings.signing_key_file:
+            where = ("signing_key_file",)
+            pem = self.inputs.read(where, settings.signing_key_file)
+            if pem is None:
+                return ()
+        if not pem or not pem.strip():
+            if settings.signing_key_file:
+                self.inputs.error(where, "the file is empty", "a PEM private key")
+            return (derive_signing_key(shared),)
+        try:
+            return load_signing_keys(pem)
+        except InvalidArgumentError as error:
+            self.inputs.error(where, str(error), "PEM, or base64 of PEM, of an EC P-256 or RSA key")
+            return ()
+
+    # -- identity provider ---------------------------------------------------------------------
+
+    def _client_secret(self) -> str:
+        settings = self._settings
+        if not settings.idp_client_secret_file:
+            return settings.idp_client_secret.get_secret_value()
+        contents = self.inputs.read(("idp_client_secret_file",), settings.idp_client_secret_file)
+        return (contents or b"").decode("utf-8", "replace").rstrip("\r\n")
+
+    def _provider(self, client_secret: str) -> IdentityProviderSettings | None:
+        settings = self._settings
+        kind = settings.idp_provider.strip().lower()
+        if not kind:
+            return None
+        if kind == "hosted":
+            self.inputs.error(
+                ("idp_provider",),
+                "Pomerium's hosted provider needs the stateless flow, which is not offered",
+                f"one of {', '.join(PROVIDERS)}",
+            )
+        elif kind not in PROVIDERS:
+            self.inputs.error(
+                ("idp_provider",), f"unknown provider {kind!r}", f"one of {', '.join(PROVIDERS)}"
+            )
+        elif kind in PROVIDERS_WITHOUT_DEFAULT_URL and not settings.idp_provider_url:
+            self.inputs.error(
+                ("idp_provider_url",), f"is required with idp_provider {kind}", "its issuer URL"
+            )
+        return IdentityProviderSettings(
+            id=idp_id(
+                type=kind,
+                url=settings.idp_provider_url,
+                client_id=settings.idp_client_id,
+                authenticate_service_url=settings.authenticate_service_url,
+                version=_GITHUB_VERSION if kind == "github" else 0,
+            ),
+            type=kind,
+            url=settings.idp_provider_url,
+            client_id=settings.idp_client_id,
+            client_secret=client_secret,
+            scopes=settings.idp_scopes,
+            request_params=settings.idp_request_params,
+        )
+
+    def _check_provider(self, client_secret: str, authenticate: str, *, login: bool) -> None:
+        settings = self._settings
+        if ServiceName.AUTHENTICATE in self._services and (
+            login or not self._all_in_one or authenticate
+        ):
+            for key, value in (
+                ("idp_provider", settings.idp_provider),
+                ("idp_client_id", settings.idp_client_id),
+                ("idp_client_secret", client_secret),
+            ):
+                if not value and (f"{key}_file",) not in self.inputs.dropped:
+                    self.inputs.error(
+                        (key,), "is required by authenticate", "as the provider gave it"
+                    )
+        elif login and not settings.idp_provider:
+            self.inputs.warn(
+                ("idp_provider",),
+                "is not set, so sign-in URLs and sessions of this process name no provider",
+                "the same idp_* keys as authenticate has",
+            )
+
+    # -- certificates --------------------------------------------------------------------------
+
+    def _certificates(
+        self, shared: bytes
+    ) -> tuple[tuple[CertificatePair, ...], CertificatePair | None, bytes | None]:
+        settings = self._settings
+        insecure_grpc = derive.grpc_insecure(settings, self._services)
+        main = derive.has_listener(self._services) and not settings.insecure_server
+        pairs: list[CertificatePair] = []
+        if main or not insecure_grpc:
+            pairs = self._configured_certificates()
+        authority: bytes | None = None
+        if settings.tls_derive:
+            derived = derive_certificate(shared, settings.tls_derive.lower(), "tls_derive")
+            authority = derived.authority_pem
+            pairs.append(derived.pair)
+        fallback = None
+        if settings.tls_derive or not pairs:
+            fallback = derive_certificate(shared, "*", "shared_secret").pair
+        if not pairs and main and not self.inputs.errors:
+            self.inputs.warn(
+                ("certificate_file",),
+                "no certificate is configured: a self-made one is used, which browsers reject",
+                "certificate_file and certificate_key_file",
+            )
+        return tuple(pairs), fallback, authority
+
+    def _configured_certificates(self) -> list[CertificatePair]:
+        settings = self._settings
+        found: list[CertificatePair | None] = []
+        inline_key = settings.certificate_key.get_secret_value()
+        if settings.certificate or inline_key:
+            found.append(self._inline_pair(settings.certificate, inline_key))
+        for index, files in enumerate(settings.certificates):
+            found.append(
+                self.inputs.file_pair(
+                    files.cert,
+                    files.key,
+                    ("certificates", index, "cert"),
+                    ("certificates", index, "key"),
+                    "bad cert entry, file reference invalid",
+                )
+            )
+        if settings.certificate_file or settings.certificate_key_file:
+            found.append(
+                self.inputs.file_pair(
+                    settings.certificate_file,
+                    settings.certificate_key_file,
+                    ("certificate_file",),
+                    ("certificate_key_file",),
+                    "bad cert file",
+                )
+            )
+        return [pair for pair in found if pair is not None]
+
+    def _inline_pair(self, certificate: str, key: str) -> CertificatePair | None:
+        for name, value, other in (
+            ("certificate", certificate, "certificate_key"),
+            ("certificate_key", key, "certificate"),
+        ):
+            if not value:
+                self.inputs.error(
+                    (other,), "bad cert base64: its other half is missing", f"add {name}"
+                )
+                return None
+        certificate_pem = self.inputs.pem(certificate, ("certificate",))
+        key_pem = self.inputs.pem(key, ("certificate_key",))
+        if certificate_pem is None or key_pem is None:
+            return None
+        try:
+            return make_pair(certificate_pem, key_pem, "certificate")
+        except CertificateError as error:
+            self.inputs.error(("certificate",), f"bad cert base64: {error}", "a matching PEM pair")
+            return None
+
+    def _bundle(self, derived: bytes | None) -> bytes | None:
+        settings = self._settings
+        inline = self.inputs.authorities(
+            ("certificate_authority",), settings.certificate_authority, ""
+        )
+        file = self.inputs.authorities(
+            ("certificate_authority",), "", settings.certificate_authority_file
+        )
+        parts = [part for part in (inline, file, derived) if part]
+        return b"".join(parts) or None
+
+    def _downstream_mtls(self) -> tuple[bytes | None, bytes | None]:
+        mtls = self._settings.downstream_mtls
+        authority = self.inputs.authorities(("downstream_mtls", "ca"), mtls.ca, mtls.ca_file)
+        lists = self.inputs.either(("downstream_mtls", "crl"), mtls.crl, mtls.crl_file)
+        if lists is not None:
+            try:
+                lists = check_revocation_lists(lists)
+            except CertificateError as error:
+                name = "crl_file" if mtls.crl_file else "crl"
+                self.inputs.error(("downstream_mtls", name), str(error), "PEM revocation lists")
+        return authority, lists
+
+    def _grpc_client_tls(self) -> tuple[bytes | None, CertificatePair | None]:
+        settings = self._settings
+        authority = self.inputs.authorities(
+            ("grpc_client_ca",), settings.grpc_client_ca, settings.grpc_client_ca_file
+        )
+        certificate, key = settings.grpc_client_certificate_file, settings.grpc_client_key_file
+        if not certificate and not key:
+            return authority, None
+        pair = self.inputs.file_pair(
+            certificate,
+            key,
+            ("grpc_client_certificate_file",),
+            ("grpc_client_key_file",),
+            "bad client certificate",
+        )
+        return authority, pair
+
+    # -- URLs and storage ----------------------------------------------------------------------
+
+    def _authenticate_urls(
+        self, provider: IdentityProviderSettings | None, *, login: bool
+    ) -> tuple[str, str]:
+        settings = self._settings
+        url = settings.authenticate_service_url
+        internal = settings.authenticate_internal_service_url or url
+        fix = "the https URL where users sign in, such as https://authenticate.example.com"
+        for key, value in (
+            ("authenticate_service_url", url),
+            ("authenticate_internal_service_url", settings.authenticate_internal_service_url),
+        ):
+            if value and derive.is_hosted(value):
+                self.inputs.error(
+                    (key,),
+                    "Pomerium's hosted authenticate needs the stateless flow, which is not offered",
+                    fix,
+                )
+        if url:
+            return url.rstrip("/"), internal.rstrip("/")
+        if self._services == {ServiceName.DATABROKER}:
+            if provider is not None:
+                self.inputs.warn(
+                    ("authenticate_service_url",),
+                    "is not set here, so sessions cannot be told apart by provider and refreshed",
+                    "the same value as in the other services",
+                )
+        elif not self._all_in_one:
+            self.inputs.error(
+                ("authenticate_service_url",), "is required when services run apart", fix
+            )
+        elif login:
+            self.inputs.error(
+                ("authenticate_service_url",), "is required, since a route needs a login", fix
+            )
+        return "", ""
+
+    def _urls(self, service: ServiceName) -> tuple[str, ...]:
+        """Where to dial `service`. All-in-one ignores the keys; so does who runs it itself."""
+        settings = self._settings
+        if service is ServiceName.AUTHORIZE:
+            urls = derive.configured_urls(
+                settings.authorize_service_url, settings.authorize_service_urls
+            )
+            if settings.authorize_internal_service_url:
+                urls = (settings.authorize_internal_service_url,)
+            needed = ServiceName.PROXY in self._services
+        else:
+            urls = derive.configured_urls(
+                settings.databroker_service_url, settings.databroker_service_urls
+            )
+            needed = bool(self._services - {ServiceName.DATABROKER})
+        if self._all_in_one or service in self._services:
+            return (derive.loopback_url(settings),)
+        if not urls:
+            if needed:
+                self.inputs.warn(
+                    (f"{service}_service_url",),
+                    f"is not set: {service} is looked for at {derive.loopback_url(settings)}",
+                    f"the URL of {service}",
+                )
+            return (derive.loopback_url(settings),)
+        return urls
+
+    def _databroker_connection(self) -> str:
+        settings = self._settings
+        kind = settings.databroker_storage_type
+        where: KeyPath = ("databroker_storage_connection_string",)
+        text = settings.databroker_storage_connection_string.get_secret_value().strip()
+        if ServiceName.DATABROKER not in self._services:
+            return text
+        if settings.databroker_storage_connection_string_file:
+            where = ("databroker_storage_connection_string_file",)
+            contents = self.inputs.read(where, settings.databroker_storage_connection_string_file)
+            text = (contents or b"").decode("utf-8", "replace").strip()
+        urls = derive.configured_urls(
+            settings.databroker_service_url, settings.databroker_service_urls
+        )
+        if kind is not StorageType.POSTGRES and len(urls) > 1:
+            self.inputs.error(
+                ("databroker_storage_type",),
+                f"{kind} storage serves one instance, but {len(urls)} databroker URLs are set",
+                "databroker_storage_type: postgres, or one URL",
+            )
+        if kind is StorageType.MEMORY:
+            return ""
+        if kind is StorageType.FILE:
+            if text and not text.startswith("file://"):
+                self.inputs.error(where, "is not a file URL", "file:///path/to/directory")
+            return text or f"file://{derive.data_directory(self._environ) / 'databroker'}"
+        if not text:
+            self.inputs.error(
+                ("databroker_storage_connection_string",),
+                "is required with postgres",
+                "postgresql://user:password@host/database",
+            )
+        return text
+
+
+def _revealed(settings: Settings) -> str:
+    """The settings as text, secrets included: only ever hashed with a key."""
+
+    def plain(value: Any) -> Any:
+        return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+
+    return json.dumps(settings.model_dump(), default=plain, sort_keys=True)
+
+
+__all__ = ["ListenAddress", "ReadFile", "Resolved", "load_and_resolve", "resolve"]

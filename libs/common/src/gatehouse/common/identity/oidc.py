@@ -1,0 +1,402 @@
+"""The client of an OpenID Connect provider: code flow, refresh, userinfo, revocation, sign-out."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import quote_plus
+
+import httpx
+from authlib.common.urls import add_params_to_uri
+from authlib.oauth2.rfc6749.parameters import prepare_grant_uri, prepare_token_request
+
+from gatehouse.common.clock import Clock, Rng
+from gatehouse.common.errors import InvalidTokenError
+from gatehouse.common.identity.cached import Cached
+from gatehouse.common.identity.claims import (
+    REFRESH_FILTERED,
+    TOKEN_CLAIMS,
+    check_subject,
+    display_name,
+    email_address,
+    flatten_claims,
+    merge_claims,
+    user_id_of,
+)
+from gatehouse.common.identity.discovery import (
+    ProviderMetadata,
+    check_provider_url,
+    fetch_metadata,
+)
+from gatehouse.common.identity.errors import (
+    ACCESS_REFUSED,
+    GRANT_REFUSED,
+    ID_TOKEN_REFUSED,
+    MISCONFIGURED,
+    RESPONSE,
+    SUBJECT_CHANGED,
+    IdentityProviderError,
+    IdentityRefusedError,
+)
+from gatehouse.common.identity.id_token import (
+    Expectation,
+    has_audience,
+    verify_id_token,
+    verify_signed,
+)
+from gatehouse.common.identity.jwks import ProviderKeySet
+from gatehouse.common.identity.token_response import (
+    add_form,
+    failure,
+    is_grant_refusal,
+    parse_tokens,
+)
+from gatehouse.common.identity.tokens import Identity, IdToken, OAuthTokens, RefreshedIdentity
+from gatehouse.common.identity.transport import ProviderResponse, ProviderTransport, endpoint_name
+from gatehouse.common.identity.variants import Variant
+
+if TYPE_CHECKING:
+    from gatehouse.common.config.resolved import IdentityProviderSettings
+
+METADATA_MAX_AGE_S: Final = 24 * 3600.0
+METADATA_MIN_INTERVAL_S: Final = 30.0
+
+_OWN_PARAMETERS: Final = frozenset({
+    "response_type", "client_id", "redirect_uri", "scope", "state", "nonce", "code_challenge",
+    "code_challenge_method", "request", "request_uri",
+})  # fmt: skip
+
+_AuthStyle = Literal["none", "basic", "post"]
+
+
+class OidcProvider:
+    """One configured provider of any type in `variants`. See `provider.Provider` for the calls."""
+
+    def __init__(
+        self,
+        settings: IdentityProviderSettings,
+        variant: Variant,
+        http: httpx.AsyncClient,
+        clock: Clock,
+        rng: Rng,
+    ) -> None:
+        self._settings = settings
+        self._variant = variant
+        self._clock = clock
+        self._rng = rng
+        self._transport = ProviderTransport(http)
+        self._url = variant.url(settings.url)
+        if not self._url:
+            raise IdentityProviderError(
+                f"identity provider type {settings.type!r} needs idp_provider_url",
+                reason=MISCONFIGURED,
+            )
+        check_provider_url(self._url)
+        self._metadata = Cached(
+            self._fetch_metadata,
+            clock,
+            rng,
+            max_age_s=METADATA_MAX_AGE_S,
+            min_interval_s=METADATA_MIN_INTERVAL_S,
+        )
+        self._key_set: tuple[str, ProviderKeySet] | None = None
+        self._auth_style: _AuthStyle | None = None if settings.client_secret else "none"
+
+    def __repr__(self) -> str:
+        return f"OidcProvider({self._settings!r})"
+
+    @property
+    def id(self) -> str:
+        """The idp id that binds sessions to this configuration."""
+        return self._settings.id
+
+    async def metadata(self) -> ProviderMetadata:
+        """What the provider says about itself."""
+        return await self._metadata.get()
+
+    async def authorization_url(
+        self, *, redirect_uri: str, state: str, nonce: str, code_challenge: str | None
+    ) -> str:
+        """Where to send the browser; configured extras never replace the protocol's own."""
+        metadata = await self._metadata.get()
+        configured = self._settings.request_params
+        extras = self._variant.request_params if configured is None else configured
+        params = {
+            name: value for name, value in sorted(extras.items()) if name not in _OWN_PARAMETERS
+        }
+        if nonce:
+            params["nonce"] = nonce
+        if code_challenge is not None:
+            params |= {"code_challenge": code_challenge, "code_challenge_method": "S256"}
+        url: str = prepare_grant_uri(
+            metadata.authorization_endpoint,
+            self._settings.client_id,
+            "code",
+            redirect_uri,
+            " ".join(self._settings.scopes or self._variant.scopes),
+            state,
+            **params,
+        )
+        return url
+
+    async def exchange(
+        self, *, code: str, redirect_uri: str, code_verifier: str | None, nonce: str | None
+    ) -> Identity:
+        """Redeem a code. Raises IdentityRefusedError or IdentityProviderError."""
+        metadata = await self._metadata.get()
+        if not code:
+            raise IdentityRefusedError("authorization code is empty", reason=GRANT_REFUSED)
+        answer = await self._token_request(
+            metadata,
+            prepare_token_request(
+                "authorization_code",
+                redirect_uri=redirect_uri,
+                code=code,
+                code_verifier=code_verifier,
+            ),
+        )
+        tokens = parse_tokens(answer, now_s=self._clock.now_s())
+        raw = answer.get("id_token")
+        if not isinstance(raw, str) or not raw:
+            raise IdentityProviderError(
+                "token response has no ID token; is the scope openid requested?",
+                reason=MISCONFIGURED,
+            )
+        id_claims = await self._verified(metadata, raw, nonce, tokens.access_token)
+        userinfo = await self._userinfo(metadata, tokens.access_token)
+        claims = merge_claims(id_claims, userinfo)
+        return Identity(
+            user_id=user_id_of(id_claims),
+            subject=id_claims["sub"],
+            name=display_name(claims),
+            email=email_address(claims),
+            claims=flatten_claims(claims),
+            user_claims=flatten_claims(_without(claims, TOKEN_CLAIMS)),
+            id_token=_id_token(raw, id_claims),
+            tokens=tokens,
+        )
+
+    async def refresh(self, refresh_token: str, *, subject: str) -> RefreshedIdentity:
+        """New tokens for `subject`. Raises IdentityRefusedError or IdentityProviderError."""
+        metadata = await self._metadata.get()
+        if not refresh_token:
+            raise IdentityRefusedError("session has no refresh token", reason=GRANT_REFUSED)
+        answer = await self._token_request(
+            metadata, prepare_token_request("refresh_token", refresh_token=refresh_token)
+        )
+        tokens = parse_tokens(
+            answer, now_s=self._clock.now_s(), previous_refresh_token=refresh_token
+        )
+        try:
+            raw = answer.get("id_token")
+            id_token, id_claims = await self._refreshed_id_token(metadata, raw, subject, tokens)
+            userinfo = await self._userinfo(metadata, tokens.access_token)
+            claims = merge_claims(id_claims, userinfo)
+        except (IdentityProviderError, IdentityRefusedError) as error:
+            if isinstance(error, IdentityRefusedError) and error.ends_session:
+                raise
+            return RefreshedIdentity(tokens, None, "", "", {}, {}, problem=error)
+        return RefreshedIdentity(
+            tokens=tokens,
+            id_token=id_token,
+            name=display_name(claims),
+            email=email_address(claims),
+            claims=flatten_claims(_without(claims, REFRESH_FILTERED)),
+            user_claims=flatten_claims(_without(claims, TOKEN_CLAIMS)),
+        )
+
+    async def userinfo(self, access_token: str, *, subject: str) -> dict[str, Any]:
+        """Userinfo claims about `subject`. Raises IdentityRefusedError, IdentityProviderError."""
+        claims = await self._userinfo(await self._metadata.get(), access_token)
+        if claims is None:
+            return {}
+        check_subject(claims, subject)
+        return claims
+
+    async def revoke(self, *, access_token: str, refresh_token: str) -> bool:
+        """Revoke both tokens, refresh token first (RFC 7009). Raises IdentityProviderError."""
+        metadata = await self._metadata.get()
+        endpoint = metadata.revocation_endpoint
+        if endpoint is None:
+            return False
+        for hint, token in (("refresh_token", refresh_token), ("access_token", access_token)):
+            if not token:
+                continue
+            form = add_form("", {"token": token, "token_type_hint": hint})
+            response = await self._authenticated_post(metadata, endpoint, form)
+            if response.status != 200:
+                raise failure(endpoint_name(endpoint), response)
+        return True
+
+    async def end_session_url(
+        self, *, id_token_hint: str, post_logout_redirect_uri: str
+    ) -> str | None:
+        """Where to sign out at the provider (RP-initiated logout 1.0), if it offers that."""
+        if self._variant.sign_out_url is not None:
+            return self._variant.sign_out_url(
+                self._url, self._settings.client_id, post_logout_redirect_uri
+            )
+        endpoint = (await self._metadata.get()).end_session_endpoint
+        if endpoint is None:
+            return None
+        params = [("client_id", self._settings.client_id)]
+        if id_token_hint:
+            params.insert(0, ("id_token_hint", id_token_hint))
+        if post_logout_redirect_uri:
+            params.append(("post_logout_redirect_uri", post_logout_redirect_uri))
+        url: str = add_params_to_uri(endpoint, params)
+        return url
+
+    async def _fetch_metadata(self) -> ProviderMetadata:
+        return await fetch_metadata(
+            self._transport,
+            self._url,
+            is_issuer=lambda issuer: self._variant.is_discovered_issuer(self._url, issuer),
+        )
+
+    def _keys(self, metadata: ProviderMetadata) -> ProviderKeySet:
+        if self._key_set is None or self._key_set[0] != metadata.jwks_uri:
+            key_set = ProviderKeySet(self._transport, metadata.jwks_uri, self._clock, self._rng)
+            self._key_set = (metadata.jwks_uri, key_set)
+        return self._key_set[1]
+
+    async def _refreshed_id_token(
+        self, metadata: ProviderMetadata, raw: object, subject: str, tokens: OAuthTokens
+    ) -> tuple[IdToken | None, dict[str, Any]]:
+        if not isinstance(raw, str) or not raw:
+            return None, {"sub": subject}
+        claims = await self._verified(metadata, raw, None, tokens.access_token)
+        if claims["sub"] != subject:
+            raise IdentityRefusedError(
+                "refreshed ID token is about another subject", reason=SUBJECT_CHANGED
+            )
+        return _id_token(raw, claims), claims
+
+    async def _verified(
+        self, metadata: ProviderMetadata, raw: str, nonce: str | None, access_token: str
+    ) -> dict[str, Any]:
+        expected = Expectation(
+            client_id=self._settings.client_id,
+            is_issuer=lambda issuer, claims: self._variant.is_issuer(
+                issuer, metadata.issuer, claims
+            ),
+            algorithms=metadata.id_token_algorithms,
+            nonce=nonce,
+            access_token=access_token,
+        )
+        try:
+            return await verify_id_token(
+                raw, self._keys(metadata), expected, now_s=self._clock.now_s()
+            )
+        except InvalidTokenError as error:
+            raise IdentityRefusedError(
+                f"ID token refused: {error}",
+                reason=ID_TOKEN_REFUSED,
+                ends_session=False,
+                check=error.reason,
+            ) from None
+
+    async def _userinfo(
+        self, metadata: ProviderMetadata, access_token: str
+    ) -> dict[str, Any] | None:
+        endpoint = metadata.userinfo_endpoint
+        if endpoint is None:
+            return None
+        response = await self._transport.get(
+            endpoint, headers={"Authorization": f"Bearer {access_token}"}
+        )
+        name = endpoint_name(endpoint)
+        if response.status in {401, 403}:
+            raise IdentityRefusedError(
+                f"{name} refused the access token ({response.status})", reason=ACCESS_REFUSED
+            )
+        if response.status != 200:
+            raise failure(name, response)
+        if response.content_type == "application/jwt":
+            claims = await self._signed_userinfo(metadata, response)
+        else:
+            claims = response.json(name)
+        return self._variant.adapt_userinfo(claims)
+
+    async def _signed_userinfo(
+        self, metadata: ProviderMetadata, response: ProviderResponse
+    ) -> dict[str, Any]:
+        try:
+            claims = await self._verified_userinfo(metadata, response)
+        except (InvalidTokenError, UnicodeDecodeError):
+            raise IdentityProviderError(
+                "signed userinfo does not verify", reason=RESPONSE
+            ) from None
+        return claims
+
+    async def _verified_userinfo(
+        self, metadata: ProviderMetadata, response: ProviderResponse
+    ) -> dict[str, Any]:
+        raw = response.body.decode("ascii").strip()
+        token = await verify_signed(raw, self._keys(metadata), metadata.id_token_algorithms)
+        claims, issuer = token.claims, token.claims.get("iss", metadata.issuer)
+        if not isinstance(issuer, str) or not self._variant.is_issuer(
+            issuer, metadata.issuer, claims
+        ):
+            raise InvalidTokenError("signed userinfo has another issuer", reason="token-issuer")
+        if "aud" in claims and not has_audience(claims, self._settings.client_id):
+            raise InvalidTokenError("signed userinfo is not for us", reason="token-audience")
+        return claims
+
+    async def _token_request(self, metadata: ProviderMetadata, form: str) -> dict[str, Any]:
+        endpoint = metadata.token_endpoint
+        response = await self._authenticated_post(metadata, endpoint, form)
+        name = endpoint_name(endpoint)
+        if response.status != 200:
+            raise failure(name, response)
+        answer = response.json(name)
+        if "error" in answer:  # some providers answer 200 with an error
+            raise failure(name, response)
+        return answer
+
+    async def _authenticated_post(
+        self, metadata: ProviderMetadata, endpoint: str, form: str
+    ) -> ProviderResponse:
+        """POST with client authentication; finds out once which style the provider takes."""
+        if self._auth_style is not None:
+            return await self._post_with(self._auth_style, endpoint, form)
+        methods = metadata.token_auth_methods
+        styles: tuple[_AuthStyle, ...] = ("basic", "post")
+        if "client_secret_post" in methods and "client_secret_basic" not in methods:
+            styles = ("post", "basic")
+        response = await self._post_with(styles[0], endpoint, form)
+        if response.status == 200 or is_grant_refusal(response):
+            self._auth_style = styles[0]
+        elif 400 <= response.status < 500 and response.status != 429:
+            second = await self._post_with(styles[1], endpoint, form)
+            if second.status == 200 or is_grant_refusal(second):
+                self._auth_style = styles[1]
+                return second
+        return response
+
+    async def _post_with(self, style: _AuthStyle, endpoint: str, form: str) -> ProviderResponse:
+        client_id, secret = self._settings.client_id, self._settings.client_secret
+        if style == "basic":
+            # RFC 6749 section 2.3.1: both parts are form-encoded before they are joined
+            joined = f"{quote_plus(client_id)}:{quote_plus(secret)}".encode("ascii")
+            headers = {"Authorization": f"Basic {base64.b64encode(joined).decode('ascii')}"}
+            return await self._transport.post_form(endpoint, form, headers=headers)
+        credentials = {"client_id": client_id}
+        if style == "post":
+            credentials["client_secret"] = secret
+        return await self._transport.post_form(endpoint, add_form(form, credentials))
+
+
+def _id_token(raw: str, claims: Mapping[str, Any]) -> IdToken:
+    return IdToken(
+        raw=raw,
+        issuer=claims["iss"],
+        subject=claims["sub"],
+        expires_at_s=float(claims["exp"]),
+        issued_at_s=float(claims["iat"]),
+    )
+
+
+def _without(claims: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    return {name: value for name, value in claims.items() if name not in names}

@@ -1,0 +1,49 @@
+"""What a person sees: the pages that every service shows, one look for all of them.
+
+`render_error` and its siblings return whole HTML documents without scripts, forms or third-party
+assets; `security_headers` returns the response headers that belong to them. `negotiate` says
+which form of an answer a client wants.
+"""
+
+from __future__ import annotations
+
+from gatehouse.common.pages.branding import DEFAULT_BRANDING, Branding
+from gatehouse.common.pages.negotiation import AnswerForm, negotiate, wants_exact_json
+from gatehouse.common.pages.render import (
+    INTERCEPTED_HEADER,
+    ClaimRow,
+    ErrorPage,
+    Link,
+    UserInfoPage,
+    envoy_error_template,
+    error_document,
+    render_error,
+    render_sign_out_confirm,
+    render_signed_out,
+    render_user_info,
+    safe_request_id,
+    security_headers,
+    status_text,
+)
+
+__all__ = [
+    "DEFAULT_BRANDING",
+    "INTERCEPTED_HEADER",
+    "AnswerForm",
+    "Branding",
+    "ClaimRow",
+    "ErrorPage",
+    "Link",
+    "UserInfoPage",
+    "envoy_error_template",
+    "error_document",
+    "negotiate",
+    "render_error",
+    "render_sign_out_confirm",
+    "render_signed_out",
+    "render_user_info",
+    "safe_request_id",
+    "security_headers",
+    "status_text",
+    "wants_exact_json",
+]

@@ -1,0 +1,270 @@
+"""How a page becomes HTML, and which response headers go with it.
+
+The templates hold no scripts and no forms, and their only style sheet is inline. The content
+security policy therefore allows exactly that style sheet by its hash (CSP 3, section 8.4: a hash
+allows one inline block like a nonce does), which also fits pages that are rendered once and
+answered by Envoy, where a nonce for each response is not possible.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote, urlsplit
+
+import jinja2
+from markupsafe import Markup
+
+from gatehouse.common.errors import InvalidArgumentError
+from gatehouse.common.pages.branding import DEFAULT_BRANDING, Branding, ink_on
+
+INTERCEPTED_HEADER: Final = ("x-pomerium-intercepted-response", "true")
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_DETAIL_LIMIT: Final = 1000
+_OWN_STATUS: Final = {
+    450: "Device Not Authorized",
+    495: "Client Certificate Required",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A link or button. `href` is absolute https/http or a path on the same host."""
+
+    label: str
+    href: str
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.href)
+        is_path = not parts.scheme and not parts.netloc and self.href.startswith("/")
+        is_url = parts.scheme in {"https", "http"} and bool(parts.hostname)
+        if not (is_path or is_url) or any(ord(c) < 0x21 or c in '\\"<>' for c in self.href):
+            raise InvalidArgumentError("a link must be a path on this host or an http(s) URL")
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorPage:
+    """What went wrong and what the reader can do about it. All text is escaped when rendered."""
+
+    status: int
+    reason: str  # one line, the heading
+    request_id: str
+    detail: str = ""  # a sentence or two
+    next_steps: tuple[str, ...] = ()
+    links: tuple[Link, ...] = ()  # the first is the main button
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRow:
+    """A claim and its values, as text."""
+
+    name: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UserInfoPage:
+    """What Gatehouse knows about the person who asks. Never holds a token (security R36)."""
+
+    signed_in: bool
+    name: str = ""
+    email: str = ""
+    user_id: str = ""
+    session_id: str = ""
+    expires_at: str = ""  # readable, with its time zone
+    claims: tuple[ClaimRow, ...] = ()
+    sign_out: Link | None = None
+    sign_in: Link | None = None
+    host: str = ""
+
+
+def status_text(status: int) -> str:
+    """The short name of an HTTP status, those of our own included."""
+    own = _OWN_STATUS.get(status)
+    if own is not None:
+        return own
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Error"
+
+
+def safe_request_id(value: str | None) -> str:
+    """`value` if it looks like a request id, else an empty string: it is shown and logged."""
+    if value is not None and _REQUEST_ID.fullmatch(value):
+        return value
+    return ""
+
+
+def render_error(page: ErrorPage, branding: Branding = DEFAULT_BRANDING) -> str:
+    """A whole HTML document for an error answer."""
+    return _render(
+        "error.html.j2",
+        branding,
+        page=page,
+        detail=_shorten(page.detail),
+        status_line=status_text(page.status),
+        title=f"{page.status} {page.reason}",
+    )
+
+
+def error_document(page: ErrorPage) -> dict[str, object]:
+    """The JSON form of an error answer; keys as Pomerium's handlers spell them."""
+    document: dict[str, object] = {"Status": page.status}
+    description = page.reason if not page.detail else f"{page.reason}: {_shorten(page.detail)}"
+    if description:
+        document["description"] = description
+    if page.request_id:
+        document["RequestID"] = page.request_id
+    return document
+
+
+def render_user_info(page: UserInfoPage, branding: Branding = DEFAULT_BRANDING) -> str:
+    """The `/.pomerium/` page: who am I here."""
+    return _render(
+        "user_info.html.j2",
+        branding,
+        page=page,
+        initial=_initial(page),
+        title="Your session" if page.signed_in else "Not signed in",
+    )
+
+
+def render_sign_out_confirm(
+    confirm: Link, cancel: Link | None = None, branding: Branding = DEFAULT_BRANDING
+) -> str:
+    """Asks before signing out; `confirm` is the button that does it."""
+    return _render(
+        "sign_out_confirm.html.j2", branding, confirm=confirm, cancel=cancel, title="Sign out?"
+    )
+
+
+def render_signed_out(sign_in: Link | None = None, branding: Branding = DEFAULT_BRANDING) -> str:
+    """Says that the session has ended."""
+    return _render("signed_out.html.j2", branding, sign_in=sign_in, title="Signed out")
+
+
+def envoy_error_template(branding: Branding = DEFAULT_BRANDING) -> str:
+    """The error page as an Envoy format string, for local replies.
+
+    Literal percent signs are doubled; Envoy fills in the status, its details and the stream id
+    (https://www.envoyproxy.io/docs/envoy/latest/configuration/observability/access_log/usage).
+    """
+    operators = {
+        "gh-slot-status": "%RESPONSE_CODE%",
+        "gh-slot-details": "%RESPONSE_CODE_DETAILS%",
+        "gh-slot-request": "%STREAM_ID%",
+        "gh-slot-flags": "%RESPONSE_FLAGS%",
+    }
+    text = _render(
+        "envoy_error.html.j2",
+        branding,
+        status="gh-slot-status",
+        details="gh-slot-details",
+        request_id="gh-slot-request",
+        flags="gh-slot-flags",
+        title="gh-slot-status",
+    ).replace("%", "%%")
+    for slot, operator in operators.items():
+        text = text.replace(slot, operator)
+    return text
+
+
+def security_headers(branding: Branding = DEFAULT_BRANDING) -> Mapping[str, str]:
+    """The headers of every page: nothing may be loaded, framed, sniffed, stored or leaked."""
+    return _security_headers(branding)
+
+
+@functools.lru_cache(maxsize=32)
+def _security_headers(branding: Branding) -> Mapping[str, str]:
+    digest = base64.b64encode(hashlib.sha256(_style(branding).encode()).digest()).decode()
+    policy = "; ".join(
+        (
+            "default-src 'none'",
+            f"style-src 'sha256-{digest}'",
+            "img-src https: data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        )
+    )
+    return {
+        "content-security-policy": policy,
+        "referrer-policy": "no-referrer",
+        "cache-control": "no-store",
+        "x-content-type-options": "nosniff",
+    }
+
+
+@functools.lru_cache(maxsize=32)
+def _style(branding: Branding) -> str:
+    return (
+        _environment()
+        .get_template("style.css.j2")
+        .render(
+            accent=branding.light_accent,
+            accent_ink=ink_on(branding.light_accent),
+            dark_accent=branding.dark_accent,
+            dark_accent_ink=ink_on(branding.dark_accent),
+        )
+    )
+
+
+@functools.lru_cache(maxsize=32)
+def _favicon(branding: Branding) -> str:
+    if branding.favicon_url:
+        return branding.favicon_url
+    svg = (
+        _environment()
+        .get_template("mark.svg.j2")
+        .render(accent=branding.light_accent, ink=ink_on(branding.light_accent))
+    )
+    return "data:image/svg+xml," + quote(svg, safe=" =:/'(),")
+
+
+@functools.lru_cache(maxsize=1)
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=False,
+    )
+
+
+def _render(template: str, branding: Branding, **values: object) -> str:
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            # Safe as markup: made from our own template and checked colours, and a hash stands
+            # on its exact bytes.
+            style=Markup(_style(branding)),  # noqa: S704
+            branding=branding,
+            favicon=_favicon(branding),
+            **values,
+        )
+    )
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _DETAIL_LIMIT else text[: _DETAIL_LIMIT - 1] + "…"
+
+
+def _initial(page: UserInfoPage) -> str:
+    for source in (page.name, page.email, page.user_id):
+        stripped = source.strip()
+        if stripped:
+            return stripped[0].upper()
+    return "?"

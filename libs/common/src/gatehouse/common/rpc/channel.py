@@ -1,0 +1,309 @@
+"""How a service calls another one: one balanced channel over all addresses of all its URLs.
+
+Design D7. Names are resolved again and again (`resolver.py`, `address_book.py`); each change makes
+a new gRPC channel over a literal list of addresses with round robin and client-side health
+checking, which takes over once it is connected. Calls under way stay on the old channel, which is
+let go when they have ended. Every call carries the service's credentials.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+import grpc
+import grpc.aio
+
+from gatehouse.common.clock import Clock, Rng
+from gatehouse.common.errors import UnavailableError
+from gatehouse.common.observability.logging import get_logger
+from gatehouse.common.rpc.address_book import AddressBook, Answer, refresh_delay_s
+from gatehouse.common.rpc.credentials import ServiceCredentials
+from gatehouse.common.rpc.facade import FacadeChannel, Picked
+from gatehouse.common.rpc.resolver import Resolver
+from gatehouse.common.rpc.service_config import channel_options
+from gatehouse.common.rpc.targets import (
+    Address,
+    Group,
+    GroupKey,
+    Target,
+    group_targets,
+    grpc_target,
+    parse_target,
+)
+from gatehouse.common.rpc.trust import roots_pem
+from gatehouse.common.runtime.supervise import wait_or_stop
+
+CONNECT_WAIT_S: Final = 10.0  # what a new channel gets to connect before it takes over anyway
+
+
+class _Pool:
+    """One group's gRPC channels: the checked one, and one without health checks for bad times."""
+
+    def __init__(self, group: Group, health_service: str, ca_pem: bytes | None) -> None:
+        self.group = group
+        self._ca_pem = ca_pem
+        self.checked = Picked(self._open(health_service))
+        self._unchecked: Picked | None = None
+
+    def pick(self) -> Picked:
+        """The channel for one call.
+
+        While no address is both reachable and SERVING, calls go to all of them in turn whatever
+        their health says: a wrong health answer must not be worse than none.
+        """
+        if self.checked.state() is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            return self.checked
+        if self._unchecked is None:
+            self._unchecked = Picked(self._open(None))
+        return self._unchecked
+
+    @property
+    def failing(self) -> bool:
+        """No address is both reachable and SERVING."""
+        return self.checked.state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+
+    def channels(self) -> list[Picked]:
+        """All that are open."""
+        return [one for one in (self.checked, self._unchecked) if one is not None]
+
+    def _open(self, health_service: str | None) -> grpc.aio.Channel:
+        key = self.group.key
+        options = channel_options(
+            authority=self.group.authority,
+            verify_name=key.verify_name,
+            health_service=health_service,
+        )
+        target = grpc_target(self.group)
+        if key.scheme != "https":
+            return grpc.aio.insecure_channel(target, options=options)
+        credentials = grpc.ssl_channel_credentials(root_certificates=roots_pem(self._ca_pem))
+        return grpc.aio.secure_channel(target, credentials, options=options)
+
+
+class BalancedChannel:
+    """Calls to one kind of service ("databroker" or "authorize"), spread over all its replicas.
+
+    `run` keeps the addresses fresh; literal addresses and Unix sockets need no `run`. `channel`
+    is safe to ask for each call, and stubs made from it stay good for ever. Belongs to one event
+    loop. After `run` has returned calls still work; `close` ends them.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        audience: str,
+        health_service: str,
+        credentials: ServiceCredentials,
+        ca_pem: bytes | None,
+        override_name: str = "",
+        lookup_family: str = "",
+        clock: Clock,
+        rng: Rng,
+        resolver: Resolver | None = None,
+    ) -> None:
+        """Raises InvalidArgumentError for a URL that cannot be used."""
+        self._targets = tuple(parse_target(url) for url in dict.fromkeys(urls))
+        if not self._targets:
+            raise UnavailableError(f"no URL is set for {audience}", reason="no-url")
+        self._audience = audience
+        self._health_service = health_service
+        self._credentials = credentials
+        self._ca_pem = ca_pem
+        self._override_name = override_name
+        self._clock = clock
+        self._rng = rng
+        self._resolver = resolver or Resolver(lookup_family=lookup_family)
+        self._log = get_logger(credentials.subject)
+        self._addresses: dict[Target, tuple[Address, ...]] = {
+            target: (target.literal,) for target in self._targets if target.literal is not None
+        }
+        self._pools: dict[GroupKey, _Pool] = {}
+        self._retired: list[Picked] = []
+        self._turns: tuple[_Pool, ...] = ()
+        self._next_turn = 0
+        self._wanted = asyncio.Event()  # the addresses changed
+        self._usable = asyncio.Event()  # there is at least one pool
+        self._closed = False
+        self._facade = FacadeChannel(self._pick, lambda: credentials.metadata(audience))
+        self._started = False
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Resolve and follow changes until `stop`."""
+        self._start()
+        async with asyncio.TaskGroup() as group:
+            for target in self._targets:
+                if target.scheme != "unix" and target.literal is None:
+                    group.create_task(self._follow(target, stop))
+            rebuild = group.create_task(self._rebuild_on_change())
+            await stop.wait()
+            rebuild.cancel()
+
+    def channel(self) -> grpc.aio.Channel:
+        """The channel to make stubs from.
+
+        Raises UnavailableError while no name has been resolved yet, and after `close`.
+        """
+        self._start()
+        if self._closed or not self._turns:
+            raise self._unavailable()
+        return self._facade
+
+    async def ready_channel(self, timeout_s: float) -> grpc.aio.Channel:
+        """`channel`, waiting for the first resolution; UnavailableError after `timeout_s`."""
+        self._start()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._usable.wait()
+        except TimeoutError:
+            raise self._unavailable() from None
+        return self.channel()
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """All addresses in use, sorted."""
+        return tuple(sorted({one for found in self._addresses.values() for one in found}))
+
+    async def close(self, grace_s: float = 0.0) -> None:
+        """End the calls under way after `grace_s` and let go of the connections."""
+        self._closed = True
+        pools, self._pools, self._turns = list(self._pools.values()), {}, ()
+        retired, self._retired = self._retired, []
+        channels = [*retired, *(one for pool in pools for one in pool.channels())]
+        async with asyncio.TaskGroup() as group:
+            for one in channels:
+                group.create_task(one.channel.close(grace_s or None))
+
+    def __repr__(self) -> str:
+        spelled = ",".join(f"{one.ip}:{one.port}" for one in self.addresses)
+        return f"BalancedChannel({self._audience}, addresses=[{spelled}])"
+
+    # -- picking
+
+    def _pick(self) -> Picked:
+        """The channel of the next call: groups take turns by their number of addresses."""
+        turns = self._turns
+        if self._closed or not turns:
+            raise self._unavailable()
+        for _ in turns:
+            pool = turns[self._next_turn % len(turns)]
+            self._next_turn = (self._next_turn + 1) % len(turns)
+            if not pool.failing:
+                return pool.pick()
+        return turns[self._next_turn % len(turns)].pick()
+
+    def _unavailable(self) -> UnavailableError:
+        if self._closed:
+            return UnavailableError(f"the channel to {self._audience} is closed", reason="closed")
+        names = ", ".join(target.url for target in self._targets)
+        return UnavailableError(
+            f"no address of {self._audience} is known yet ({names})", reason="unresolved"
+        )
+
+    # -- resolving
+
+    async def _follow(self, target: Target, stop: asyncio.Event) -> None:
+        """Ask for one name until `stop`."""
+        book = AddressBook()
+        failing = False
+        while not stop.is_set():
+            answer: Answer | None = None
+            try:
+                answer = await self._resolver.resolve(target.host, target.port)
+            except Exception as error:  # noqa: BLE001  # a name server's answer may be anything
+                if not failing:
+                    self._log.warning("name not resolved", url=target.url, error=str(error))
+                failing = True
+            else:
+                if failing:
+                    self._log.info("name resolved again", url=target.url)
+                failing = False
+                if book.learn(answer):
+                    self._addresses[target] = book.addresses
+                    self._wanted.set()
+            delay_s = refresh_delay_s(answer, known=bool(book.addresses), rng=self._rng)
+            await wait_or_stop(stop, delay_s)
+
+    # -- swapping
+
+    def _start(self) -> None:
+        """Make what needs no resolution usable at once."""
+        if self._started or self._closed:
+            return
+        self._started = True
+        for group in self._groups():
+            self._pools[group.key] = self._new_pool(group)
+        self._publish()
+
+    def _groups(self) -> tuple[Group, ...]:
+        return group_targets(self._targets, self._addresses, self._override_name)
+
+    def _new_pool(self, group: Group) -> _Pool:
+        return _Pool(group, self._health_service, self._ca_pem)
+
+    async def _rebuild_on_change(self) -> None:
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            await self._rebuild()
+
+    async def _rebuild(self) -> None:
+        """Bring the pools to the addresses in use; a pool whose addresses are the same stays."""
+        groups = {group.key: group for group in self._groups()}
+        for key, group in groups.items():
+            old = self._pools.get(key)
+            if old is not None and old.group == group:
+                continue
+            new = self._new_pool(group)
+            if old is not None:
+                await self._connect(new, old)
+                self._retire(old)
+            self._pools[key] = new
+            self._publish()
+            self._log.info(
+                "addresses changed",
+                audience=self._audience,
+                addresses=[f"{one.ip}:{one.port}" for one in group.addresses],
+            )
+        for key in self._pools.keys() - groups.keys():
+            self._retire(self._pools.pop(key))
+            self._publish()
+
+    async def _connect(self, new: _Pool, old: _Pool) -> None:
+        """Wait until `new` can take calls, but not when `old` cannot either."""
+        try:
+            async with asyncio.timeout(CONNECT_WAIT_S):
+                while not old.failing:
+                    state = new.checked.channel.get_state(try_to_connect=True)
+                    if state is grpc.ChannelConnectivity.READY:
+                        return
+                    await new.checked.channel.wait_for_state_change(state)
+        except TimeoutError:
+            return
+
+    def _publish(self) -> None:
+        """Make the current pools the ones that calls are spread over."""
+        self._turns = interleave(list(self._pools.values()))
+        if self._turns:
+            self._usable.set()
+        # Channels whose calls have all ended are dropped: that closes their connections. A
+        # channel that still has calls stays open until they end; servers that age connections
+        # bound how long a stream can hold on (spec, databroker §9).
+        self._retired = [one for one in self._retired if one.calls]
+
+    def _retire(self, pool: _Pool) -> None:
+        for one in pool.channels():
+            one.let_go_when_idle(self._retired)
+
+
+def interleave(pools: Sequence[_Pool]) -> tuple[_Pool, ...]:
+    """Each pool as often as it has addresses, spread evenly."""
+    slots = [
+        ((position + 0.5) / pool.group.weight, order, pool)
+        for order, pool in enumerate(pools)
+        for position in range(pool.group.weight)
+    ]
+    slots.sort(key=lambda slot: slot[:2])
+    return tuple(pool for _, _, pool in slots)

@@ -1,0 +1,251 @@
+"""What stands in front of every gRPC handler: credential, allow-list, and one place for errors.
+
+The interceptor wraps each handler: it verifies the shared-secret JWT (health alone is exempt),
+applies the allow-list, turns GatehouseError into its status, and answers INTERNAL without details
+for anything unexpected, after logging it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, Final, NoReturn, TypeAlias
+
+import grpc
+import grpc.aio
+
+from gatehouse.common.clock import Clock
+from gatehouse.common.errors import GatehouseError, UnauthenticatedError, UnavailableError
+from gatehouse.common.observability.logging import get_logger
+from gatehouse.common.rpc import allow_list
+from gatehouse.common.rpc.credentials import Secrets, verify_call
+from gatehouse.common.rpc.status import to_grpc, trailing_metadata
+
+HEALTH_SERVICE: Final = "grpc.health.v1.Health"
+
+# What `aud` in gatehouse-jwt must say, by gRPC package. Others take either.
+_AUDIENCES: Final = {
+    "databroker": ("databroker",),
+    "registry": ("databroker",),
+    "envoy.service.auth.v3": ("authorize",),
+}
+_ANY_AUDIENCE: Final = ("databroker", "authorize")
+_REFUSAL_LOG_INTERVAL_S: Final = 10.0
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+_log = get_logger("grpc")
+
+
+class Guard(grpc.aio.ServerInterceptor):
+    """The one interceptor of our servers."""
+
+    def __init__(self, secrets: Secrets, clock: Clock) -> None:
+        self._secrets = secrets
+        self._clock = clock
+        self._streams: set[asyncio.Task[Any]] = set()
+        self._draining = False
+        self._next_refusal_log_s = 0.0
+
+    def end_streams(self) -> None:
+        """End every stream that has not ended by itself with UNAVAILABLE, and refuse new calls."""
+        self._draining = True
+        for task in list(self._streams):
+            task.cancel()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """Wrap the handler that `continuation` finds."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        service = method.rpartition("/")[0].lstrip("/")
+        subject: str | None = None
+        if service != HEALTH_SERVICE:
+            try:
+                subject = self._authorize(method, service, handler_call_details)
+            except GatehouseError as error:
+                # Unknown methods get the same answer, so that nothing can be mapped from outside.
+                return _refusing(error, handler)
+        if handler is None:
+            return None
+        return self._wrap(handler, method, subject)
+
+    def _authorize(self, method: str, service: str, details: grpc.HandlerCallDetails) -> str | None:
+        package = service.rpartition(".")[0]
+        try:
+            caller = verify_call(
+                details.invocation_metadata or (),
+                self._secrets(),
+                _AUDIENCES.get(package, _ANY_AUDIENCE),
+                self._clock.now_s(),
+            )
+            if caller.subject is not None:
+                allow_list.check_method(caller.subject, method)
+        except GatehouseError as error:
+            self._log_refusal(method, error)
+            raise
+        return caller.subject
+
+    def _log_refusal(self, method: str, error: GatehouseError) -> None:
+        now_s = self._clock.monotonic_s()
+        if now_s >= self._next_refusal_log_s:
+            self._next_refusal_log_s = now_s + _REFUSAL_LOG_INTERVAL_S
+            level = _log.info if error.reason == "no-credential" else _log.warning
+            level("call refused", method=method[:256], reason=error.reason, error=str(error))
+
+    def _wrap(self, handler: Handler, method: str, subject: str | None) -> Handler:
+        """The same kind of handler around a guarded behaviour."""
+        if handler.response_streaming:
+            inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
+            assert inner is not None
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+            guarded = self._guard_stream(inner, method, subject)
+        else:
+            inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
+            assert inner is not None
+            make = (
+                grpc.stream_unary_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_unary_rpc_method_handler
+            )
+            guarded = self._guard_unary(inner, method, subject)
+        wrapped: Handler = make(guarded, handler.request_deserializer, handler.response_serializer)
+        return wrapped
+
+    def _guard_unary(self, inner: Any, method: str, subject: str | None) -> Any:
+        async def unary(request: Any, context: Context) -> Any:
+            try:
+                if subject is not None:
+                    allow_list.check_request(subject, request)
+                result = inner(request, context)
+                return await result if inspect.isawaitable(result) else result
+            except Exception as error:  # noqa: BLE001  # the last net before the wire
+                await _abort(context, error, method)
+
+        return unary
+
+    def _guard_stream(self, inner: Any, method: str, subject: str | None) -> Any:
+        async def generated(request: Any, context: Context) -> AsyncIterator[Any]:
+            with _Tracked(self):
+                try:
+                    self._check_stream(subject, request)
+                    async with aclosing(inner(request, context)) as messages:
+                        async for message in messages:
+                            yield message
+                except asyncio.CancelledError:
+                    await self._end_if_draining(context)
+                    raise
+                except Exception as error:  # noqa: BLE001  # the last net before the wire
+                    await _abort(context, error, method)
+
+        async def written(request: Any, context: Context) -> None:
+            with _Tracked(self):
+                try:
+                    self._check_stream(subject, request)
+                    await inner(request, context)
+                except asyncio.CancelledError:
+                    await self._end_if_draining(context)
+                    raise
+                except Exception as error:  # noqa: BLE001  # the last net before the wire
+                    await _abort(context, error, method)
+
+        return generated if inspect.isasyncgenfunction(inner) else written
+
+    def _check_stream(self, subject: str | None, request: object) -> None:
+        if self._draining:
+            raise UnavailableError("this server is stopping", reason="draining")
+        if subject is not None:
+            allow_list.check_request(subject, request)
+
+    async def _end_if_draining(self, context: Context) -> None:
+        """Turn the cancellation by `end_streams` into a status; any other stays what it is."""
+        task = asyncio.current_task()
+        if self._draining and task is not None and not context.cancelled():
+            task.uncancel()
+            error = UnavailableError("this server is stopping", reason="draining")
+            code, message = to_grpc(error)
+            await context.abort(code, message, trailing_metadata(error))
+
+    def track(self, task: asyncio.Task[Any]) -> None:
+        """Remember a task that serves a stream."""
+        self._streams.add(task)
+
+    def forget(self, task: asyncio.Task[Any]) -> None:
+        """The stream of `task` is over."""
+        self._streams.discard(task)
+
+
+class _Tracked:
+    """While a stream is served, its task is known to the guard."""
+
+    __slots__ = ("_guard", "_task")
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+
+    def __enter__(self) -> None:
+        self._guard.track(self._task)
+
+    def __exit__(self, *_exc: object) -> None:
+        self._guard.forget(self._task)
+
+
+def _refusing(error: GatehouseError, handler: Handler | None) -> Handler:
+    """A handler of the same kind that only says why not, without reading the request."""
+
+    async def refuse(_request: Any, context: Context) -> None:
+        code, message = to_grpc(error)
+        await context.abort(code, message, trailing_metadata(error))
+
+    requests = handler is not None and handler.request_streaming
+    responses = handler is not None and handler.response_streaming
+    refusing: Handler
+    if requests and responses:
+        refusing = grpc.stream_stream_rpc_method_handler(refuse)
+    elif requests:
+        refusing = grpc.stream_unary_rpc_method_handler(refuse)
+    elif responses:
+        refusing = grpc.unary_stream_rpc_method_handler(refuse)
+    else:
+        refusing = grpc.unary_unary_rpc_method_handler(refuse)
+    return refusing
+
+
+def _first_of_group(error: Exception) -> Exception:
+    """A task group's single kind of failure stands for the group."""
+    while isinstance(error, ExceptionGroup):
+        inner = error.exceptions
+        if not all(isinstance(one, GatehouseError | ExceptionGroup) for one in inner):
+            return error
+        error = inner[0]
+    return error
+
+
+async def _abort(context: Context, error: Exception, method: str) -> NoReturn:
+    """End the call with what `error` stands for."""
+    if isinstance(error, grpc.aio.AbortError):
+        raise error  # the handler has already ended the call
+    error = _first_of_group(error)
+    if isinstance(error, GatehouseError):
+        if not isinstance(error, UnauthenticatedError):
+            _log.debug("call failed", method=method, reason=error.reason, error=str(error))
+        code, message = to_grpc(error)
+        await context.abort(code, message, trailing_metadata(error))
+    _log.error("handler failed", method=method, exc_info=error)
+    await context.abort(
+        grpc.StatusCode.INTERNAL, "internal error", (("gatehouse-reason", "internal"),)
+    )
+    raise AssertionError("abort always raises")

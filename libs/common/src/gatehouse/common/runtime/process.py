@@ -1,0 +1,391 @@
+"""One process: settings, one gRPC server, the services that were asked for, and their end.
+
+The same code runs one service, several or all four. The composition root passes a builder for each
+service it may host; `services` in the settings picks among them. Start order is databroker,
+authorize, authenticate, proxy, each awaited until it is ready; the end is the reverse, after proxy
+has drained Envoy while the others still answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gatehouse.common.clock import Clock, Rng, SystemClock, SystemRng
+from gatehouse.common.config.hub import ConfigHub
+from gatehouse.common.config.issues import ConfigError, Issue, Severity
+from gatehouse.common.config.resolve import load_and_resolve
+from gatehouse.common.config.resolved import ResolvedSettings, ServiceName
+from gatehouse.common.config.watch import ConfigWatcher
+from gatehouse.common.observability.logging import configure_logging, get_logger, set_level
+from gatehouse.common.rpc.server import GrpcServer
+from gatehouse.common.runtime.context import ProcessContext, Service
+from gatehouse.common.runtime.health import HealthRegistry
+from gatehouse.common.runtime.probes import serve_probes
+
+ServiceBuilder = Callable[[ProcessContext], Service]
+
+START_ORDER = (
+    ServiceName.DATABROKER,
+    ServiceName.AUTHORIZE,
+    ServiceName.AUTHENTICATE,
+    ServiceName.PROXY,
+)
+
+# Databroker streams rebalance over replicas because servers age their connections
+# (authorize does not: Envoy balances each call, and ageing would cut its long streams).
+DATABROKER_CONNECTION_AGE_S = 30 * 60.0
+
+# A Unix socket path may hold 107 bytes (sockaddr_un); the longest name in a run directory is
+# authenticate-http.sock.
+MAX_RUN_DIR_BYTES = 80
+
+EXIT_OK = 0
+EXIT_CRASH = 1
+EXIT_CONFIG = 2
+
+
+class ServiceEndedError(Exception):
+    """A service returned although nobody had asked it to stop."""
+
+
+@dataclass(slots=True)
+class ProcessOptions:
+    """How a process is started. Tests set what the command line leaves at its default."""
+
+    config_path: Path | None
+    environ: Mapping[str, str]
+    builders: Mapping[ServiceName, ServiceBuilder]
+    clock: Clock = field(default_factory=SystemClock)
+    rng: Rng = field(default_factory=SystemRng)
+    on_ready: Callable[[ResolvedSettings], None] | None = None
+    handle_signals: bool = True
+
+
+def report_issues(issues: Sequence[Issue]) -> None:
+    """Print every configuration issue to standard error, errors last so that they are seen."""
+    for issue in sorted(issues, key=lambda item: item.severity is Severity.ERROR):
+        print(str(issue), file=sys.stderr)  # noqa: T201 - before logging exists
+
+
+def run(options: ProcessOptions) -> int:
+    """Run until a signal or a crash; return the process's exit status."""
+    shared_secret = options.rng.token_bytes(32)
+
+    def load() -> tuple[ResolvedSettings, tuple[Issue, ...]]:
+        return load_and_resolve(
+            options.config_path, options.environ, random_secret=lambda: shared_secret
+        )
+
+    try:
+        settings, warnings = load()
+    except ConfigError as error:
+        report_issues(error.issues)
+        return EXIT_CONFIG
+    missing = settings.services - options.builders.keys()
+    if missing:
+        names = ", ".join(sorted(missing))
+        print(f"this command cannot run: {names}", file=sys.stderr)  # noqa: T201
+        return EXIT_CONFIG
+    configure_logging(settings.settings.log_level)
+    log = get_logger("gatehouse")
+    for issue in warnings:
+        log.warning("configuration warning", issue=str(issue))
+    try:
+        asyncio.run(_serve(options, settings, load))
+    except Exception as failure:  # noqa: BLE001 - whatever crashed a service ends the process
+        status = EXIT_CONFIG
+        for error in _leaves(failure):
+            if isinstance(error, ConfigError):
+                report_issues(error.issues)
+                continue
+            status = EXIT_CRASH
+            log.critical("service crashed", error=str(error), error_type=type(error).__name__)
+            traceback.print_exception(error, file=sys.stderr)
+        return status
+    return EXIT_OK
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if not isinstance(error, BaseExceptionGroup):
+        yield error
+        return
+    for inner in error.exceptions:
+        yield from _leaves(inner)
+
+
+@contextlib.contextmanager
+def run_directory(environ: Mapping[str, str]) -> Iterator[Path]:
+    """A fresh directory of mode 0700 for this process's sockets; removed at the end.
+
+    It stands in `POMERIUM_SOCKET_DIRECTORY`, else `XDG_RUNTIME_DIR`, else the temporary directory:
+    the first that exists, may be written to and is short enough for socket paths.
+    """
+    candidates = [
+        environ.get("POMERIUM_SOCKET_DIRECTORY", ""),
+        environ.get("XDG_RUNTIME_DIR", ""),
+        tempfile.gettempdir(),
+    ]
+    parent = next(
+        (
+            name
+            for name in candidates
+            if name and os.access(name, os.W_OK | os.X_OK) and len(name) < MAX_RUN_DIR_BYTES - 20
+        ),
+        "/tmp",  # noqa: S108 - the directory made in it is private
+    )
+    path = Path(tempfile.mkdtemp(prefix="gatehouse-", dir=parent))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _register_health(health: HealthRegistry, settings: ResolvedSettings) -> None:
+    """Name the gRPC health services of this process (spec: databroker, health)."""
+    checks: dict[ServiceName, tuple[str, ...]] = {
+        ServiceName.DATABROKER: ("storage.backend",),
+        ServiceName.AUTHORIZE: ("authorize.service",),
+        ServiceName.AUTHENTICATE: ("authenticate.service",),
+        ServiceName.PROXY: ("proxy.service", "envoy.server"),
+    }
+    everything: list[str] = []
+    for service in START_ORDER:
+        if settings.runs(service):
+            for check in checks[service]:
+                health.expect(check)
+            health.add_service(str(service), checks[service])
+            health.add_service(f"pomerium-{service}", checks[service])
+            everything.extend(checks[service])
+    health.add_service("", tuple(everything))
+
+
+async def _serve(
+    options: ProcessOptions,
+    settings: ResolvedSettings,
+    load: Callable[[], tuple[ResolvedSettings, tuple[Issue, ...]]],
+) -> None:
+    log = get_logger("gatehouse")
+    health = HealthRegistry(options.clock)
+    hub = ConfigHub(settings)
+    _register_health(health, settings)
+    stop = asyncio.Event()
+    with run_directory(options.environ) as run_dir:
+        context = ProcessContext(
+            config=hub,
+            health=health,
+            clock=options.clock,
+            rng=options.rng,
+            run_dir=run_dir,
+            grace_s=settings.settings.shutdown_grace,
+        )
+        services = [options.builders[name](context) for name in START_ORDER if settings.runs(name)]
+        server = GrpcServer(
+            lambda: hub.current.shared_secrets,
+            health,
+            options.clock,
+            max_connection_age_s=(
+                DATABROKER_CONNECTION_AGE_S
+                if settings.runs(ServiceName.DATABROKER)
+                and not settings.runs(ServiceName.AUTHORIZE)
+                else None
+            ),
+        )
+        for service in services:
+            service.register_grpc(server.server)
+        _join_process_settings(hub)
+        watcher = ConfigWatcher(
+            hub,
+            path=options.config_path,
+            load=load,
+            on_error=lambda error: log.error("configuration not applied", error=str(error)),
+            on_applied=lambda new: log.info(
+                "configuration applied", generation=new.generation, routes=len(new.routes)
+            ),
+        )
+        with _signals(stop, watcher, enabled=options.handle_signals):
+            async with _grpc_listening(server, context, settings):
+                await _run_services(options, context, services, watcher, stop)
+
+
+def _join_process_settings(hub: ConfigHub) -> None:
+    """What only a restart can change is refused; the log level follows."""
+    first = hub.current
+
+    async def prepare(new: ResolvedSettings) -> Callable[[], None]:
+        issues = [
+            Issue(Severity.ERROR, key, "cannot change while running", "restart the process")
+            for key, before, after in (
+                ("services", first.services, new.services),
+                ("grpc_address", first.grpc_address, new.grpc_address),
+                ("grpc_insecure", first.grpc_insecure, new.grpc_insecure),
+            )
+            if before != after
+        ]
+        if issues:
+            raise ConfigError(tuple(issues))
+        return lambda: set_level(new.settings.log_level)
+
+    hub.join("process", prepare)
+
+
+@contextlib.contextmanager
+def _signals(stop: asyncio.Event, watcher: ConfigWatcher, *, enabled: bool) -> Iterator[None]:
+    """SIGTERM and SIGINT stop, once gracefully and then at once; SIGHUP reloads."""
+    if not enabled:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+
+    def on_stop() -> None:
+        if stop.is_set():
+            os._exit(EXIT_CRASH)
+        stop.set()
+
+    loop.add_signal_handler(signal.SIGTERM, on_stop)
+    loop.add_signal_handler(signal.SIGINT, on_stop)
+    loop.add_signal_handler(signal.SIGHUP, watcher.request_reload)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.remove_signal_handler(number)
+
+
+@contextlib.asynccontextmanager
+async def _grpc_listening(
+    server: GrpcServer, context: ProcessContext, settings: ResolvedSettings
+) -> AsyncIterator[None]:
+    """The process's gRPC server on its Unix socket and on `grpc_address`.
+
+    In a process with neither authorize nor databroker the address only carries health and
+    reflection, so one that is taken is a warning there and an error elsewhere.
+    """
+    log = get_logger("gatehouse")
+    certificates = () if settings.grpc_insecure else settings.certificates
+    if not settings.grpc_insecure and not certificates and settings.fallback_certificate:
+        certificates = (settings.fallback_certificate,)
+    needed = settings.runs(ServiceName.AUTHORIZE) or settings.runs(ServiceName.DATABROKER)
+    try:
+        await server.start(
+            unix_socket=context.grpc_socket,
+            address=settings.grpc_address,
+            certificates=certificates,
+            require_address=needed,
+        )
+    except OSError as error:
+        address = f"{settings.grpc_address.host}:{settings.grpc_address.port}"
+        raise ConfigError(
+            (
+                Issue(
+                    Severity.ERROR,
+                    "grpc_address",
+                    f"cannot listen on {address}: {error}",
+                    "choose a free host:port",
+                ),
+            )
+        ) from error
+    log.debug("grpc listening", address=str(settings.grpc_address))
+    try:
+        yield
+    finally:
+        await server.stop(min(5.0, context.grace_s))
+
+
+async def _run_services(
+    options: ProcessOptions,
+    context: ProcessContext,
+    services: Sequence[Service],
+    watcher: ConfigWatcher,
+    stop: asyncio.Event,
+) -> None:
+    log = get_logger("gatehouse")
+    stops = {service.name: asyncio.Event() for service in services}
+    ended = {service.name: asyncio.Event() for service in services}
+    background_stop = asyncio.Event()
+    started: list[Service] = []
+
+    async def run_one(service: Service, ready: Callable[[], None]) -> None:
+        try:
+            await service.run(stops[service.name], ready)
+        finally:
+            ended[service.name].set()
+        if not stops[service.name].is_set():
+            raise ServiceEndedError(f"{service.name} ended although it was not asked to stop")
+
+    async with asyncio.TaskGroup() as tasks:
+        probes = serve_probes(
+            context.config.current.settings.health_check_addr, context.health, background_stop
+        )
+        tasks.create_task(probes, name="probes")
+        for service in services:
+            ready = asyncio.Event()
+            tasks.create_task(run_one(service, ready.set), name=service.name)
+            started.append(service)
+            if not await _first(ready, stop):
+                break
+            log.info("service ready", part=service.name)
+        else:
+            tasks.create_task(watcher.run(background_stop), name="configuration")
+            if options.on_ready is not None:
+                options.on_ready(context.config.current)
+            log.info("ready", services=sorted(stops), generation=context.config.current.generation)
+        await stop.wait()
+        log.info("stopping", grace_s=context.grace_s)
+        context.health.terminate()
+        deadline = asyncio.get_running_loop().time() + context.grace_s
+        for service in started:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline - 1.0):
+                    await service.drain()
+        for service in reversed(started):
+            stops[service.name].set()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await ended[service.name].wait()
+            except TimeoutError:
+                log.error("service did not stop in time", part=service.name)  # noqa: TRY400
+                raise
+        background_stop.set()
+    log.info("stopped")
+
+
+async def _first(wanted: asyncio.Event, other: asyncio.Event) -> bool:
+    """Wait for either event; True when `wanted` is the one that is set."""
+    async with asyncio.TaskGroup() as tasks:
+        waits = [tasks.create_task(wanted.wait()), tasks.create_task(other.wait())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+    return wanted.is_set() and not other.is_set()
+
+
+def main(service_name: str, build: ServiceBuilder) -> None:
+    """Entry point of `gatehouse-<service>`: that service alone, whatever `services` says."""
+    arguments = sys.argv[1:]
+    path: Path | None = None
+    match arguments:
+        case []:
+            pass
+        case ["--config" | "-config", name]:
+            path = Path(name)
+        case _:
+            print(  # noqa: T201
+                f"usage: gatehouse-{service_name} [--config FILE]\n\n"
+                f"Runs the {service_name} service alone. Settings come from FILE (YAML, JSON or\n"
+                "TOML) and the environment, which wins.",
+                file=sys.stderr,
+            )
+            sys.exit(EXIT_OK if arguments in (["--help"], ["-h"]) else EXIT_CONFIG)
+    name = ServiceName(service_name)
+    environ = {**os.environ, "SERVICES": service_name}
+    sys.exit(run(ProcessOptions(path, environ, {name: build})))

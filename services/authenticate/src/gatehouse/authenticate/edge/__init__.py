@@ -1,0 +1,1 @@
+"""Where authenticate touches the outside: HTTP, the databroker, the identity provider."""

@@ -1,0 +1,339 @@
+"""Authenticate's HTTP endpoints: they perform what `core` has decided."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from starlette.responses import Response
+
+from gatehouse.authenticate.core import sign_in, sign_out
+from gatehouse.authenticate.core.records import session_record, user_record
+from gatehouse.authenticate.core.state import SignInRequest
+from gatehouse.authenticate.core.view import (
+    CALLBACK_PATH,
+    DASHBOARD_PATH,
+    SIGN_IN_PATH,
+    SIGN_OUT_PATH,
+    SIGNED_OUT_PATH,
+    AuthenticateView,
+    view_of,
+)
+from gatehouse.authenticate.edge.providers import ProviderPool
+from gatehouse.authenticate.edge.session_writer import SessionWriter
+from gatehouse.authenticate.errors import (
+    no_provider,
+    not_for_scripts,
+    provider_answer_refused,
+    provider_unavailable,
+)
+from gatehouse.common.clock import Clock, Rng
+from gatehouse.common.config.resolved import IdentityProviderSettings, ResolvedSettings
+from gatehouse.common.errors import DeadlineExceededError, GatehouseError, UnavailableError
+from gatehouse.common.identity.provider import Provider
+from gatehouse.common.jose.signed_url import verify_url
+from gatehouse.common.pages import (
+    Link,
+    render_sign_out_confirm,
+    render_signed_out,
+    render_user_info,
+)
+from gatehouse.common.pages.endpoints import (
+    SIGNATURE_PARAMETERS,
+    Call,
+    Endpoint,
+    EndpointApp,
+    Guard,
+    Log,
+    html,
+    plain,
+    redirect,
+)
+from gatehouse.common.pages.refusal import RefusedRequestError
+from gatehouse.common.pages.user_info import user_info_page
+from gatehouse.common.session import query_params
+from gatehouse.pb.session_pb2 import Session
+
+_SIGN_OUT_PROVIDER_S: Final = 5.0  # signing out waits this long for the provider at most
+
+
+class AuthenticateEndpoints:
+    """The handlers, and the settings they read at each request."""
+
+    def __init__(
+        self,
+        *,
+        settings_of: Callable[[], ResolvedSettings],
+        sessions: SessionWriter,
+        providers: ProviderPool,
+        clock: Clock,
+        rng: Rng,
+        log: Log,
+    ) -> None:
+        self._settings_of = settings_of
+        self._sessions = sessions
+        self._providers = providers
+        self._clock = clock
+        self._rng = rng
+        self._log = log
+        self._settings = settings_of()
+        self._cached_view = view_of(self._settings)
+
+    def app(self) -> EndpointApp:
+        """The ASGI application is `.asgi` of what this returns."""
+        return EndpointApp(
+            endpoints=self.endpoints(),
+            verify=self._verify,
+            canonical_host=self._canonical_host,
+            rng=self._rng,
+            log=self._log,
+        )
+
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Everything that is served on the authenticate host."""
+        return (
+            Endpoint("/", self._root, guard=Guard.OPEN, why="redirects to a fixed path"),
+            Endpoint(
+                "/robots.txt",
+                self._robots,
+                methods=("GET", "HEAD"),
+                guard=Guard.OPEN,
+                why="a constant",
+                reads_query=False,
+            ),
+            *(
+                Endpoint(
+                    path,
+                    self._alive,
+                    methods=("GET", "HEAD"),
+                    guard=Guard.OPEN,
+                    why="a constant",
+                    reads_query=False,
+                    any_host=True,
+                )
+                for path in ("/ping", "/healthz")
+            ),
+            Endpoint(
+                CALLBACK_PATH,
+                self._callback,
+                methods=("GET", "POST"),
+                guard=Guard.OPEN,
+                why="sealed state bound to the CSRF cookie, and a PKCE cookie for it",
+                any_origin=True,
+            ),
+            Endpoint(SIGN_IN_PATH, self._sign_in),
+            Endpoint(
+                SIGN_OUT_PATH,
+                self._sign_out,
+                methods=("GET", "POST"),
+                guard=Guard.SIGNED_IF_MARKED,
+                why="unsigned it only asks for confirmation",
+            ),
+            Endpoint(SIGNED_OUT_PATH, self._signed_out, guard=Guard.OPEN, why="a constant page"),
+            Endpoint(
+                "/.pomerium",
+                self._root,
+                guard=Guard.OPEN,
+                why="redirects to a fixed path",
+            ),
+            Endpoint(
+                DASHBOARD_PATH,
+                self._dashboard,
+                guard=Guard.SIGNED_IF_MARKED,
+                marks=(*SIGNATURE_PARAMETERS, query_params.REDIRECT_URI),
+                why="shows a session to the browser that holds its cookie",
+            ),
+        )
+
+    @property
+    def view(self) -> AuthenticateView:
+        """The settings in force, in authenticate's own form."""
+        settings = self._settings_of()
+        if settings is not self._settings:
+            self._cached_view = view_of(settings)
+            self._settings = settings
+        return self._cached_view
+
+    def _canonical_host(self, host: str) -> str | None:
+        return self.view.canonical_host(host)
+
+    def _verify(self, url: str) -> None:
+        verify_url(url, self.view.shared_secrets, now_s=self._clock.now_s())
+
+    async def _root(self, _call: Call) -> Response:
+        return redirect(DASHBOARD_PATH)
+
+    async def _robots(self, _call: Call) -> Response:
+        return plain("User-agent: *\nDisallow: /\n")
+
+    async def _alive(self, _call: Call) -> Response:
+        return plain("OK\n")
+
+    async def _sign_in(self, call: Call) -> Response:
+        view = self.view
+        request = sign_in.read_request(view, call.params)
+        handle = sign_in.usable_handle(view, call.cookie_lines, request)
+        if handle is not None:
+            session = await self._sessions.session(handle.session_id)
+            now_s = self._clock.now_s()
+            if sign_in.is_usable(session, handle, now_s):
+                arrival = sign_in.arrive(view, request, handle, now_s=now_s, rng=self._rng)
+                return redirect(arrival.url, set_cookies=arrival.set_cookies)
+        return await self._leave(view, call, request)
+
+    async def _dashboard(self, call: Call) -> Response:
+        view = self.view
+        handle = sign_in.read_handle(view, call.cookie_lines)
+        if handle is not None:
+            session = await self._sessions.session(handle.session_id)
+            if session is not None and sign_in.is_usable(session, handle, self._clock.now_s()):
+                user = await self._sessions.user(session.user_id)
+                sign_out_link = Link("Sign out", SIGN_OUT_PATH)
+                page = user_info_page(session, user, host=call.host, sign_out=sign_out_link)
+                return html(render_user_info(page))
+        return await self._leave(view, call, sign_in.dashboard_request(view))
+
+    async def _leave(self, view: AuthenticateView, call: Call, request: SignInRequest) -> Response:
+        if (call.header("x-requested-with") or "").lower() == "xmlhttprequest":
+            raise not_for_scripts()
+        provider = self._provider(view, request.idp_id)
+        await self._sessions.check()
+        departure = sign_in.leave(
+            view, request, call.cookie_lines, now_s=self._clock.now_s(), rng=self._rng
+        )
+        try:
+            url = await provider.authorization_url(
+                redirect_uri=view.redirect_uri,
+                state=departure.state,
+                nonce=departure.pkce.nonce,
+                code_challenge=departure.pkce.challenge,
+            )
+        except GatehouseError as error:
+            raise _provider_failure(error, request) from error
+        return redirect(url, set_cookies=departure.set_cookies)
+
+    async def _callback(self, call: Call) -> Response:
+        view = self.view
+        params: Mapping[str, str] = call.params
+        if call.request.method == "POST":
+            params = await call.form()
+        back = sign_in.read_callback(view, params, call.cookie_lines, now_s=self._clock.now_s())
+        try:
+            return await self._complete(view, back)
+        except RefusedRequestError as error:
+            error.add_cookies(back.clear_cookies)
+            raise
+
+    async def _complete(self, view: AuthenticateView, back: sign_in.Return) -> Response:
+        request = back.request
+        settings = self._provider_settings(view, request.idp_id)
+        try:
+            identity = await self._providers.provider(settings).exchange(
+                code=back.code,
+                redirect_uri=view.redirect_uri,
+                code_verifier=back.pkce.verifier,
+                nonce=back.pkce.nonce,
+            )
+        except GatehouseError as error:
+            raise _provider_failure(error, request) from error
+        known = await self._sessions.user(identity.user_id)
+        now_s = self._clock.now_s()
+        session = session_record(
+            identity,
+            session_id=self._rng.uuid4(),
+            idp_id=settings.id,
+            audience=sign_in.audience(view, request),
+            expire_s=view.cookie.expire_s,
+            now_s=now_s,
+        )
+        stored = await self._sessions.store(session, user_record(known, identity))
+        handle = sign_in.new_handle(
+            view,
+            request,
+            session_id=session.id,
+            user_id=session.user_id,
+            idp_id=settings.id,
+            server_version=stored.server_version,
+            record_version=stored.record_version,
+            now_s=now_s,
+        )
+        arrival = sign_in.arrive(view, request, handle, now_s=now_s, rng=self._rng)
+        self._log.info("signed in", user=session.user_id, session_id=session.id, idp_id=settings.id)
+        return redirect(arrival.url, set_cookies=(*back.clear_cookies, *arrival.set_cookies))
+
+    async def _sign_out(self, call: Call) -> Response:
+        view = self.view
+        if not call.signed:
+            url = sign_out.confirm_url(view, call.params, now_s=self._clock.now_s())
+            return html(render_sign_out_confirm(Link("Sign out", url)))
+        request = sign_out.read(view, call.params, call.cookie_lines)
+        session: Session | None = None
+        idp_id = call.params.get(query_params.IDP_ID, "")
+        if request.handle is not None:
+            session = await self._sessions.end(request.handle.session_id)
+            idp_id = request.handle.idp_id
+            self._log.info(
+                "signed out",
+                user=request.handle.user_id,
+                session_id=request.handle.session_id,
+                idp_id=idp_id,
+            )
+        end_session_url = await self._leave_provider(view, idp_id, session, request)
+        return redirect(
+            sign_out.next_url(view, request, end_session_url),
+            set_cookies=(sign_in.clear_session_cookie(view),),
+        )
+
+    async def _leave_provider(
+        self,
+        view: AuthenticateView,
+        idp_id: str,
+        session: Session | None,
+        request: sign_out.SignOut,
+    ) -> str | None:
+        """Revoke the tokens and find the provider's own sign-out page. Never fails the sign-out."""
+        settings = view.provider(idp_id)
+        if settings is None:
+            return None
+        try:
+            async with asyncio.timeout(_SIGN_OUT_PROVIDER_S):
+                provider = self._providers.provider(settings)
+                if session is not None and session.HasField("oauth_token"):
+                    await self._revoke(provider, session)
+                return await provider.end_session_url(
+                    id_token_hint=session.id_token.raw if session is not None else "",
+                    post_logout_redirect_uri=sign_out.post_logout_url(view, request),
+                )
+        except (GatehouseError, TimeoutError) as error:
+            self._log.warning("provider sign-out failed", idp_id=settings.id, error=str(error))
+            return None
+
+    async def _revoke(self, provider: Provider, session: Session) -> None:
+        try:
+            await provider.revoke(
+                access_token=session.oauth_token.access_token,
+                refresh_token=session.oauth_token.refresh_token,
+            )
+        except GatehouseError as error:
+            self._log.warning("token revocation failed", session_id=session.id, error=str(error))
+
+    async def _signed_out(self, _call: Call) -> Response:
+        return html(render_signed_out())
+
+    def _provider_settings(self, view: AuthenticateView, idp_id: str) -> IdentityProviderSettings:
+        settings = view.provider(idp_id)
+        if settings is None:
+            raise no_provider()
+        return settings
+
+    def _provider(self, view: AuthenticateView, idp_id: str) -> Provider:
+        return self._providers.provider(self._provider_settings(view, idp_id))
+
+
+def _provider_failure(error: GatehouseError, request: SignInRequest) -> RefusedRequestError:
+    """What the identity provider did not do is a 502 if waiting may help, else a 500."""
+    retry = "" if request.programmatic else request.redirect_uri
+    if isinstance(error, UnavailableError | DeadlineExceededError):
+        return provider_unavailable(str(error), retry=retry)
+    return provider_answer_refused(str(error), retry=retry)

@@ -1,0 +1,192 @@
+"""The authenticate service: its wiring, in one place."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, cast
+
+import grpc.aio
+import httpx
+
+from gatehouse.authenticate.edge.http import AuthenticateEndpoints
+from gatehouse.authenticate.edge.providers import ProviderPool, close_all, http_client
+from gatehouse.authenticate.edge.session_writer import SessionWriter
+from gatehouse.common.config.hub import Commit, Prepare
+from gatehouse.common.config.issues import ConfigError, Issue, Severity
+from gatehouse.common.config.resolved import CertificatePair, ResolvedSettings, ServiceName
+from gatehouse.common.databroker.client import DatabrokerClient
+from gatehouse.common.extauthz_context import DATABROKER_SERVICE
+from gatehouse.common.observability.logging import get_logger
+from gatehouse.common.rpc.channel import BalancedChannel
+from gatehouse.common.rpc.credentials import ServiceCredentials
+from gatehouse.common.runtime.asgi_limits import App
+from gatehouse.common.runtime.context import ProcessContext
+from gatehouse.common.runtime.http_server import serve_http
+
+HEALTH_CHECK: Final = "authenticate.service"
+_GRACE_S: Final = 5.0
+
+
+class AuthenticateService:
+    """Serves sign-in and sign-out over HTTP; see the package docstring."""
+
+    name = "authenticate"
+
+    def __init__(self, context: ProcessContext) -> None:
+        self._context = context
+        self._log = get_logger(self.name)
+        self._old_clients: list[httpx.AsyncClient] = []
+        self._certificates = _server_certificates(context.config.current)
+        self._relisten = asyncio.Event()
+        context.health.expect(HEALTH_CHECK)
+
+    def register_grpc(self, server: grpc.aio.Server) -> None:
+        """Authenticate answers no RPCs; the process's server carries health and reflection."""
+
+    async def drain(self) -> None:
+        """Nothing to drain: requests under way are finished when `run` is told to stop."""
+
+    async def run(self, stop: asyncio.Event, ready: Callable[[], None]) -> None:
+        """Serve until `stop`, then finish open requests."""
+        context = self._context
+        hub = context.config
+        channel = self._databroker_channel()
+        http = http_client(hub.current.ca_bundle_pem)
+        providers = ProviderPool(http, context.clock, context.rng)
+        hub.join(self.name, self._prepare_with(providers))
+        self._old_clients.append(http)
+        endpoints = AuthenticateEndpoints(
+            settings_of=lambda: hub.current,
+            sessions=SessionWriter(DatabrokerClient(channel, clock=context.clock), context.clock),
+            providers=providers,
+            clock=context.clock,
+            rng=context.rng,
+            log=self._log,
+        )
+        app = cast("App", endpoints.app().asgi)
+
+        def on_listening() -> None:
+            context.health.set_running(HEALTH_CHECK)
+            ready()
+
+        channel_stop = asyncio.Event()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(channel.run(channel_stop), name="databroker channel")
+                await self._serve(app, stop, on_listening)
+                channel_stop.set()
+        finally:
+            await close_all(self._old_clients)
+
+    async def _serve(self, app: App, stop: asyncio.Event, on_listening: Callable[[], None]) -> None:
+        """Listen behind Envoy if it runs in this process, else on `address` with our own TLS."""
+        context = self._context
+        grace_s = min(_GRACE_S, context.grace_s)
+        if context.config.current.runs(ServiceName.PROXY):
+            await serve_http(
+                app,
+                stop=stop,
+                unix_socket=context.authenticate_http_socket,
+                ready=on_listening,
+                grace_s=grace_s,
+            )
+            return
+        while not stop.is_set():
+            self._relisten.clear()
+            await self._serve_address(app, stop, on_listening, grace_s)
+
+    async def _serve_address(
+        self,
+        app: App,
+        stop: asyncio.Event,
+        on_listening: Callable[[], None],
+        grace_s: float,
+    ) -> None:
+        """Listen until `stop` or until there are other certificates to listen with."""
+        context = self._context
+        end = asyncio.Event()
+
+        async def end_on(event: asyncio.Event) -> None:
+            await event.wait()
+            end.set()
+
+        async with asyncio.TaskGroup() as tasks:
+            watches = [tasks.create_task(end_on(event)) for event in (stop, self._relisten)]
+            await serve_http(
+                app,
+                stop=end,
+                address=context.config.current.address,
+                certificates=self._certificates,
+                key_dir=context.run_dir,
+                ready=on_listening,
+                grace_s=grace_s,
+            )
+            for watch in watches:
+                watch.cancel()
+
+    def _prepare_with(self, providers: ProviderPool) -> Prepare:
+        async def prepare(new: ResolvedSettings) -> Commit:
+            current = self._context.config.current
+            if not current.runs(ServiceName.PROXY) and new.address != current.address:
+                raise ConfigError(
+                    (
+                        Issue(
+                            Severity.ERROR,
+                            "address",
+                            "authenticate cannot move to another address while running",
+                            "restart the process",
+                        ),
+                    )
+                )
+            certificates = _server_certificates(new)
+            client: httpx.AsyncClient | None = None
+            if new.ca_bundle_pem != current.ca_bundle_pem:
+                client = http_client(new.ca_bundle_pem)
+
+            def commit() -> None:
+                if client is not None:
+                    # The old client is closed at the end: requests may still be using it.
+                    self._old_clients.append(client)
+                    providers.use_client(client)
+                if certificates != self._certificates:
+                    self._certificates = certificates
+                    self._relisten.set()
+
+            return commit
+
+        return prepare
+
+    def _databroker_channel(self) -> BalancedChannel:
+        context = self._context
+        settings = context.config.current
+        urls: tuple[str, ...] = settings.databroker_urls
+        if settings.runs(ServiceName.DATABROKER):
+            urls = (f"unix://{context.grpc_socket}",)
+        return BalancedChannel(
+            urls,
+            audience="databroker",
+            health_service=DATABROKER_SERVICE,
+            credentials=ServiceCredentials(
+                self.name, lambda: context.config.current.shared_secrets, context.clock
+            ),
+            ca_pem=settings.ca_bundle_pem,
+            override_name=settings.settings.override_certificate_name,
+            lookup_family=str(settings.settings.dns_lookup_family),
+            clock=context.clock,
+            rng=context.rng,
+        )
+
+
+def build(context: ProcessContext) -> AuthenticateService:
+    """The service, built and not yet running."""
+    return AuthenticateService(context)
+
+
+def _server_certificates(settings: ResolvedSettings) -> tuple[CertificatePair, ...]:
+    """What the service's own listener presents; nothing when it is to speak plain HTTP."""
+    if settings.settings.insecure_server:
+        return ()
+    if settings.certificates:
+        return settings.certificates
+    return (settings.fallback_certificate,) if settings.fallback_certificate else ()

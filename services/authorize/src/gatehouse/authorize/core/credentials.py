@@ -1,0 +1,128 @@
+"""Which credential a request carries, and which session it names.
+
+The first place that holds one decides; a value there that does not verify ends the search, so that
+a bad cookie is never silently replaced by something else (the order is part of the interface).
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import parse_qsl
+
+from gatehouse.authorize.core.check_request import RequestFacts
+from gatehouse.authorize.core.lru import LruCache
+from gatehouse.common.errors import InvalidTokenError
+from gatehouse.common.jose.compact import MAX_TOKEN_BYTES
+from gatehouse.common.session.handle import Handle, Use, decode_handle
+from gatehouse.common.session.query_params import SESSION
+
+_COOKIE_USES: Final = frozenset({"route"})
+_CARRIED_USES: Final = frozenset({"route", "api"})
+_MAX_QUERY_FIELDS: Final = 1000
+
+
+class Place(enum.Enum):
+    """Where a credential was found, in search order."""
+
+    COOKIE = "cookie"
+    POMERIUM_HEADER = "x-pomerium-authorization"
+    AUTHORIZATION = "authorization"
+    QUERY = "query"
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """An unverified credential."""
+
+    place: Place
+    token: str = field(repr=False)
+
+
+def find_credential(facts: RequestFacts, cookie_name: str) -> Credential | None:
+    """The first credential by the order cookie, own header, Authorization, query.
+
+    Of several cookies of that name, on whatever line, the first counts.
+    """
+    for line in facts.cookie_lines:
+        if cookie_name in line:
+            match = _cookie_pattern(cookie_name).search(line)
+            if match is not None:
+                return Credential(Place.COOKIE, match[1].strip(' \t"'))
+    return _carried(facts)
+
+
+def carries_token(facts: RequestFacts) -> bool:
+    """True when a program sent a credential in a header or the query: it wants no sign-in page."""
+    return _carried(facts) is not None
+
+
+def _carried(facts: RequestFacts) -> Credential | None:
+    headers = facts.headers
+    token = headers.get("x-pomerium-authorization", "")
+    if token:
+        return Credential(Place.POMERIUM_HEADER, token)
+    authorization = headers.get("authorization", "")
+    if authorization:
+        for prefix in ("Pomerium ", "Bearer Pomerium-"):
+            if authorization.startswith(prefix):
+                return Credential(Place.AUTHORIZATION, authorization.removeprefix(prefix))
+    if SESSION in facts.query:
+        try:
+            fields = parse_qsl(
+                facts.query, keep_blank_values=True, max_num_fields=_MAX_QUERY_FIELDS
+            )
+        except ValueError:
+            return Credential(Place.QUERY, "")
+        for name, value in fields:
+            if name == SESSION:
+                return Credential(Place.QUERY, value)
+    return None
+
+
+class HandleReader:
+    """Verifies session handles. Remembers good ones by their full text; bounded."""
+
+    def __init__(self, keys: Sequence[bytes], *, capacity: int = 50_000) -> None:
+        self._keys = tuple(keys)
+        self._known: LruCache[tuple[bool, str], Handle] = LruCache(capacity)
+
+    def read(self, credential: Credential, now_s: float) -> Handle | None:
+        """The handle, or None when the credential is not one of ours for this place."""
+        token = credential.token
+        is_cookie = credential.place is Place.COOKIE
+        key = (is_cookie, token)
+        known = self._known.get(key)
+        if known is not None:
+            return known
+        if not token or len(token) > MAX_TOKEN_BYTES:
+            return None
+        uses = _COOKIE_USES if is_cookie else _CARRIED_USES
+        unmarked: Use | None = "route" if is_cookie else None
+        try:
+            handle = decode_handle(token, self._keys, allowed_uses=uses, unmarked_use=unmarked)
+        except InvalidTokenError:
+            return self._read_limited(token, uses, unmarked, now_s)
+        self._known.put(key, handle)
+        return handle
+
+    def _read_limited(
+        self, token: str, uses: frozenset[str], unmarked: Use | None, now_s: float
+    ) -> Handle | None:
+        # A handle with a time limit of its own is judged each time and not remembered.
+        try:
+            return decode_handle(
+                token, self._keys, allowed_uses=uses, unmarked_use=unmarked, now_s=now_s
+            )
+        except InvalidTokenError:
+            return None
+
+
+@functools.lru_cache(maxsize=16)
+def _cookie_pattern(cookie_name: str) -> re.Pattern[str]:
+    # Lines that Envoy joined are apart by a comma.
+    return re.compile(rf"(?:^|[;,])[ \t]*{re.escape(cookie_name)}[ \t]*=([^;,]*)")

@@ -1,0 +1,197 @@
+"""One configuration's decisions: from a request and an identity to the answer.
+
+Nothing here waits: the edge looks the identity up between `prepare` and `answer`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from gatehouse.authorize.core.check_request import RequestFacts
+from gatehouse.authorize.core.check_response import (
+    allowed,
+    denied,
+    redirect,
+    wants_sign_in_page,
+)
+from gatehouse.authorize.core.credentials import HandleReader, carries_token, find_credential
+from gatehouse.authorize.core.evaluator import (
+    ROUTE_NOT_FOUND,
+    Allow,
+    Evaluation,
+    Outcome,
+    SignIn,
+    decide,
+    evaluate_internal,
+)
+from gatehouse.authorize.core.identity import ANONYMOUS, Identity
+from gatehouse.authorize.core.identity_headers import (
+    ASSERTION_FOR_HEADER,
+    NO_TOKENS,
+    Assertion,
+    AssertionSigner,
+    Tokens,
+    kubernetes_groups,
+    request_headers,
+    verified_client_assertion,
+)
+from gatehouse.authorize.core.lru import LruCache
+from gatehouse.authorize.core.route_plan import Plans, RoutePlan
+from gatehouse.authorize.core.sign_in import sign_in_redirect
+from gatehouse.common.clock import Rng
+from gatehouse.common.session.handle import Handle
+
+_RESPONSES: Final = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is known about a request before its identity is."""
+
+    plan: RoutePlan | None  # None: Envoy named a route that this configuration does not have
+    handle: Handle | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What goes back to Envoy, and why."""
+
+    response: Any
+    evaluation: Evaluation | None  # None: refused before policy
+    outcome: Outcome | None
+
+
+class Decider:
+    """Decides by one configuration. Everything that it remembers ends with it."""
+
+    def __init__(self, plans: Plans, rng: Rng) -> None:
+        self.plans = plans
+        self._rng = rng
+        self._handles = HandleReader(plans.shared_secrets)
+        self._signer = AssertionSigner(plans.signing_keys[0], rng.uuid4)
+        self._responses: LruCache[tuple[RoutePlan, Identity, str], tuple[Assertion | None, Any]] = (
+            LruCache(_RESPONSES)
+        )
+
+    def prepare(self, facts: RequestFacts, now_s: float) -> Prepared:
+        """Find the route that Envoy chose, by its id, and the session the request names.
+
+        The route is never matched anew (security R06). A handle bound to another identity
+        provider than the route's is no handle here.
+        """
+        plan = self.plans.internal if facts.internal else self.plans.routes.get(facts.route_id)
+        if plan is None or facts.problem:
+            return Prepared(plan, None)
+        credential = find_credential(facts, self.plans.cookie_name)
+        handle = self._handles.read(credential, now_s) if credential is not None else None
+        if handle is not None and handle.idp_id:
+            fits = (
+                handle.idp_id in self.plans.idp_ids
+                if facts.internal
+                else handle.idp_id == plan.idp_id
+            )
+            if not fits:
+                handle = None
+        return Prepared(plan, handle)
+
+    def answer(
+        self,
+        facts: RequestFacts,
+        prepared: Prepared,
+        identity: Identity,
+        now_s: float,
+        tokens: Tokens = NO_TOKENS,
+    ) -> Answer:
+        """Ask policy and build what Envoy is told. Whatever is raised here must deny."""
+        metadata = _metadata(identity, prepared.plan)
+        if facts.problem:
+            response = denied(facts, 400, metadata=metadata, detail=facts.problem)
+            return Answer(response, None, None)
+        plan = prepared.plan
+        if plan is None:
+            evaluation = ROUTE_NOT_FOUND
+        elif facts.internal:
+            evaluation = evaluate_internal(facts.path, identity)
+        else:
+            evaluation = plan.policy.evaluate(facts, identity)
+        outcome = decide(evaluation)
+        if isinstance(outcome, Allow):
+            assert plan is not None
+            response = self._allowed(facts, plan, identity, tokens, now_s)
+        elif isinstance(outcome, SignIn):
+            response = self._sign_in(facts, plan, metadata, now_s)
+        else:
+            response = denied(facts, outcome.status, metadata=metadata, email=identity.log_email)
+        return Answer(response, evaluation, outcome)
+
+    def _allowed(
+        self,
+        facts: RequestFacts,
+        plan: RoutePlan,
+        identity: Identity,
+        tokens: Tokens,
+        now_s: float,
+    ) -> Any:
+        headers_plan = plan.headers
+        assertion = (
+            self._signer.assertion(identity, facts.hostname, headers_plan, now_s)
+            if plan.needs_assertion
+            else None
+        )
+        is_own = plan.reads_request or plan.needs_tokens or bool(facts.client_assertion)
+        key = (plan, identity, facts.hostname)
+        if not is_own:
+            known = self._responses.get(key)
+            if known is not None and known[0] is assertion:
+                return known[1]
+        headers = request_headers(headers_plan, identity, facts, assertion, tokens)
+        if facts.client_assertion and headers_plan.passes_identity and not facts.internal:
+            verified = verified_client_assertion(
+                facts.client_assertion, self.plans.signing_keys, now_s
+            )
+            if verified is not None:
+                headers.append((ASSERTION_FOR_HEADER, verified))
+                headers.sort()
+        metadata: dict[str, str | list[str]] = dict(_metadata(identity, plan))
+        groups = kubernetes_groups(headers_plan, identity)
+        if groups:
+            metadata["impersonate-groups"] = list(groups)
+        response = allowed(headers, remove=headers_plan.removed, metadata=metadata)
+        if not is_own:
+            self._responses.put(key, (assertion, response))
+        return response
+
+    def _sign_in(
+        self,
+        facts: RequestFacts,
+        plan: RoutePlan | None,
+        metadata: dict[str, str | list[str]],
+        now_s: float,
+    ) -> Any:
+        plans = self.plans
+        page = wants_sign_in_page(facts, carries_token=carries_token(facts))
+        if plan is None or not page or not plans.authenticate_url:
+            return denied(facts, 401, metadata=metadata)
+        target = sign_in_redirect(
+            facts,
+            authenticate_url=plans.authenticate_url,
+            idp_id=plan.idp_id or plans.idp_id_by_host.get(facts.hostname, plans.default_idp_id),
+            additional_hosts=plan.depends_on,
+            key=plans.shared_secrets[0],
+            base_cookie_name=plans.cookie_name,
+            now_s=now_s,
+            rng=self._rng,
+        )
+        return redirect(facts, target.url, target.set_cookie, metadata=metadata)
+
+
+def _metadata(identity: Identity, plan: RoutePlan | None) -> dict[str, str | list[str]]:
+    """For the access log; nothing secret."""
+    found: dict[str, str | list[str]] = {}
+    if plan is not None and plan.id:
+        found["route-id"] = plan.id
+    if identity is not ANONYMOUS:
+        found["session-id"] = identity.session_id
+        found["user"] = identity.log_user_id
+    return found

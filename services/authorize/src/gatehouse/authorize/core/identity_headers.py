@@ -1,0 +1,223 @@
+"""What an upstream is told about who asks: the signed assertion and the headers around it.
+
+An assertion is signed once per identity, audience and renewal period, not once per request (design
+D10): signing is the dearest thing a check can do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from gatehouse.authorize.core.check_request import RequestFacts
+from gatehouse.authorize.core.claims import claim_text
+from gatehouse.authorize.core.client_certificate import leaf_facts
+from gatehouse.authorize.core.header_templates import Reference, Source
+from gatehouse.authorize.core.identity import Identity
+from gatehouse.authorize.core.lru import LruCache
+from gatehouse.authorize.core.route_plan import HeaderPlan
+from gatehouse.common.errors import InvalidTokenError
+from gatehouse.common.jose.keys import SigningKey, sign_jwt, verify_jwt
+from gatehouse.common.jose.times import check_times
+
+ASSERTION_HEADER: Final = "x-pomerium-jwt-assertion"
+ASSERTION_FOR_HEADER: Final = "x-pomerium-jwt-assertion-for"
+ROUTING_KEY_HEADER: Final = "x-pomerium-routing-key"
+
+LIFETIME_S: Final = 300
+RENEW_AFTER_S: Final = 60
+
+_BASE_CLAIMS: Final = frozenset(
+    {"iss", "aud", "jti", "iat", "exp", "sub", "user", "email", "groups", "sid", "name"}
+)
+# A header value may hold no control characters (RFC 9110 section 5.5); claims come from outside.
+_NOT_IN_HEADERS: Final = re.compile(r"[\x00-\x1f\x7f]")
+_MAX_CLIENT_ASSERTION: Final = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Assertion:
+    """A signed statement of who asks, and what it says."""
+
+    jwt: str = field(repr=False)
+    claims: Mapping[str, Any]
+    renew_at_s: float  # Unix seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The identity provider's tokens of a session, for templates that ask for them."""
+
+    access_token: str = field(default="", repr=False)
+    id_token: str = field(default="", repr=False)
+
+
+NO_TOKENS: Final = Tokens()
+
+
+class AssertionSigner:
+    """Signs assertions and remembers them for a renewal period. Bounded."""
+
+    def __init__(
+        self, key: SigningKey, new_id: Callable[[], str], *, capacity: int = 50_000
+    ) -> None:
+        self._key = key
+        self._new_id = new_id
+        self._signed: LruCache[tuple[Identity, str, bool, tuple[str, ...]], Assertion] = LruCache(
+            capacity
+        )
+
+    def assertion(
+        self, identity: Identity, hostname: str, plan: HeaderPlan, now_s: float
+    ) -> Assertion:
+        """The assertion for this identity at this host, at most RENEW_AFTER_S old.
+
+        Raises what the signing library raises; the request must then fail.
+        """
+        key = (identity, hostname, plan.issuer_is_uri, plan.extra_claims)
+        known = self._signed.get(key)
+        # Also when the clock was set back: an assertion from the future verifies nowhere.
+        if known is not None and 0 < known.renew_at_s - now_s <= RENEW_AFTER_S:
+            return known
+        claims = assertion_claims(
+            identity,
+            hostname,
+            issuer_is_uri=plan.issuer_is_uri,
+            extra_claims=plan.extra_claims,
+            now_s=now_s,
+            token_id=self._new_id(),
+        )
+        made = Assertion(sign_jwt(claims, self._key), claims, now_s + RENEW_AFTER_S)
+        self._signed.put(key, made)
+        return made
+
+
+def assertion_claims(
+    identity: Identity,
+    hostname: str,
+    *,
+    issuer_is_uri: bool,
+    extra_claims: Sequence[str],
+    now_s: float,
+    token_id: str,
+) -> dict[str, Any]:
+    """The claims of an assertion. Anonymous requests get one too, with an empty identity."""
+    issued_at = int(now_s)
+    name = identity.header_claim("name")
+    claims: dict[str, Any] = {
+        "iss": f"https://{hostname}/" if issuer_is_uri else hostname,
+        "aud": hostname,
+        "jti": token_id,
+        "iat": issued_at,
+        "exp": issued_at + LIFETIME_S,
+        "sub": identity.user_id,
+        "user": identity.user_id,
+        "email": identity.assertion_email,
+        "groups": list(identity.header_groups),
+        "sid": identity.session_id,
+        "name": claim_text(name) if name is not None else "",
+    }
+    for claim in extra_claims:
+        values = identity.header_claim(claim) if claim not in _BASE_CLAIMS else None
+        if values is not None:
+            claims[claim] = claim_text(values)
+    return claims
+
+
+def request_headers(
+    plan: HeaderPlan,
+    identity: Identity,
+    facts: RequestFacts,
+    assertion: Assertion | None,
+    tokens: Tokens = NO_TOKENS,
+) -> list[tuple[str, str]]:
+    """The headers to set, sorted by name, repeated names joined with a comma.
+
+    `assertion` is None only when nothing of it can be seen (`needs_assertion` is false).
+    """
+    headers: dict[str, str] = {}
+    for name, value in _headers(plan, identity, facts, assertion, tokens):
+        clean = _NOT_IN_HEADERS.sub(" ", value)
+        headers[name] = f"{headers[name]},{clean}" if name in headers else clean
+    return sorted(headers.items())
+
+
+def verified_client_assertion(token: str, keys: Sequence[SigningKey], now_s: float) -> str | None:
+    """What the client sent as assertion, if we signed it and it still holds; else None."""
+    if not token or len(token) > _MAX_CLIENT_ASSERTION:
+        return None
+    try:
+        check_times(verify_jwt(token, keys), now_s=now_s, nbf_leeway_s=60)
+    except InvalidTokenError:
+        return None
+    return token
+
+
+def kubernetes_groups(plan: HeaderPlan, identity: Identity) -> tuple[str, ...]:
+    """The groups to impersonate, for metadata: a comma in a group's name must survive."""
+    return identity.header_groups if plan.kubernetes_token is not None else ()
+
+
+def _headers(
+    plan: HeaderPlan,
+    identity: Identity,
+    facts: RequestFacts,
+    assertion: Assertion | None,
+    tokens: Tokens,
+) -> Iterator[tuple[str, str]]:
+    if plan.passes_identity:
+        assert assertion is not None
+        yield ASSERTION_HEADER, assertion.jwt
+        for name, claim in plan.claim_headers:
+            yield name, _text(assertion.claims.get(claim))
+    if plan.kubernetes_token is not None:
+        yield "authorization", f"Bearer {plan.kubernetes_token}"
+        yield "impersonate-user", identity.assertion_email
+        groups = ",".join(identity.header_groups)
+        if groups:
+            yield "impersonate-group", groups
+    if plan.routing_key:
+        yield ROUTING_KEY_HEADER, hashlib.sha256(identity.session_id.encode()).hexdigest()
+
+    def resolve(reference: Reference) -> str:
+        return _resolve(reference, facts, assertion, tokens)
+
+    for name, template in plan.set_headers:
+        yield name, template.render(resolve)
+
+
+def _resolve(
+    reference: Reference, facts: RequestFacts, assertion: Assertion | None, tokens: Tokens
+) -> str:
+    match reference.source:
+        case Source.JWT:
+            assert assertion is not None
+            return assertion.jwt
+        case Source.ACCESS_TOKEN:
+            return tokens.access_token
+        case Source.ID_TOKEN:
+            return tokens.id_token
+        case Source.REQUEST_HEADER:
+            return facts.headers.get(reference.name, "")
+        case Source.NOTHING:
+            return ""
+    leaf = leaf_facts(facts.certificate_chain) if facts.certificate_presented else None
+    if leaf is None:
+        return ""
+    if reference.source is Source.CERTIFICATE_FINGERPRINT:
+        return leaf.fingerprint
+    names = (
+        leaf.dns_names if reference.source is Source.CERTIFICATE_DNS_NAMES else leaf.email_addresses
+    )
+    return ",".join(name for name in names if "," not in name)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return ",".join(str(item) for item in value)
+    return "" if value is None else str(value)

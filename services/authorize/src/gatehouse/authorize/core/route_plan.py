@@ -1,0 +1,269 @@
+"""Everything about a configuration that does not change from request to request, worked out once.
+
+`compile_plans` does all that can fail; what it returns is immutable and is swapped in as a whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import urlsplit
+
+from gatehouse.authorize.core.evaluator import CompiledPolicy
+from gatehouse.authorize.core.header_templates import Source, Template, parse_template
+from gatehouse.common.config.issues import ConfigError, Issue, Severity
+from gatehouse.common.config.model import BearerTokenFormat, JWTIssuerFormat, LoadBalancingPolicy
+from gatehouse.common.config.resolved import ResolvedRoute, ResolvedSettings
+from gatehouse.common.jose.keys import SigningKey
+from gatehouse.common.policy.ast import Policy
+from gatehouse.common.policy.errors import PolicyError, format_path
+
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_HASHING: Final = frozenset({LoadBalancingPolicy.RING_HASH, LoadBalancingPolicy.MAGLEV})
+_PER_REQUEST: Final = frozenset(
+    {
+        Source.REQUEST_HEADER,
+        Source.CERTIFICATE_FINGERPRINT,
+        Source.CERTIFICATE_DNS_NAMES,
+        Source.CERTIFICATE_EMAILS,
+    }
+)
+_TOKENS: Final = frozenset({Source.ACCESS_TOKEN, Source.ID_TOKEN})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeaderPlan:
+    """Which request headers an allowed request gets."""
+
+    claim_headers: tuple[tuple[str, str], ...]  # lower-case header name, claim
+    extra_claims: tuple[str, ...]  # claims added to the assertion
+    issuer_is_uri: bool
+    passes_identity: bool  # the upstream sees assertion and claim headers
+    set_headers: tuple[tuple[str, Template], ...] = ()
+    routing_key: bool = False
+    kubernetes_token: str | None = field(default=None, repr=False)
+    removed: tuple[str, ...] = ()  # client copies that must not get through
+
+    @property
+    def needs_assertion(self) -> bool:
+        """True when somebody can see the assertion; else it is not signed."""
+        return self.passes_identity or self._uses(frozenset({Source.JWT}))
+
+    @property
+    def needs_tokens(self) -> bool:
+        """True when a template asks for tokens of the identity provider."""
+        return self._uses(_TOKENS)
+
+    @property
+    def reads_request(self) -> bool:
+        """True when the headers depend on more than identity and host."""
+        return self._uses(_PER_REQUEST)
+
+    def _uses(self, sources: frozenset[Source]) -> bool:
+        return any(
+            reference.source in sources
+            for _, template in self.set_headers
+            for reference in template.references
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RoutePlan:
+    """One route, ready for decisions. Hashed and compared by object."""
+
+    id: str
+    checksum: str
+    name: str  # as people know it: cluster-stat-name
+    policy: CompiledPolicy
+    idp_id: str  # "" when no identity provider is set
+    depends_on: tuple[str, ...]
+    headers: HeaderPlan
+    needs_assertion: bool
+    needs_tokens: bool
+    reads_request: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plans:
+    """One configuration."""
+
+    generation: str
+    routes: Mapping[str, RoutePlan]
+    internal: RoutePlan  # our own pages: no policy, assertion always
+    idp_ids: frozenset[str]  # of all providers in use
+    idp_id_by_host: Mapping[str, str]  # for sign-in on our own pages
+    default_idp_id: str
+    shared_secrets: tuple[bytes, ...] = field(repr=False)
+    signing_keys: tuple[SigningKey, ...]
+    cookie_name: str
+    authenticate_url: str
+    log_fields: tuple[str, ...]
+    max_staleness_s: float  # 0: no limit
+
+
+def compile_plans(settings: ResolvedSettings) -> Plans:
+    """Compile every route. ConfigError holds all that is wrong, with each route's key."""
+    issues = list(_global_issues(settings))
+    routes: dict[str, RoutePlan] = {}
+    idp_by_host: dict[str, str] = {}
+    for route in settings.routes:
+        issues.extend(_route_issues(route))
+        plan = _route_plan(settings, route, issues)
+        if plan is not None:
+            routes.setdefault(route.id, plan)  # the first of equal ids is the one in force
+            if plan.idp_id and not route.from_url.is_wildcard:
+                idp_by_host.setdefault(route.from_url.host, plan.idp_id)
+    if issues:
+        raise ConfigError(tuple(issues))
+    default = settings.identity_provider.id if settings.identity_provider is not None else ""
+    found = {plan.idp_id for plan in routes.values()} | {default}
+    return Plans(
+        generation=settings.generation,
+        routes=routes,
+        internal=_internal_plan(settings),
+        idp_ids=frozenset(found - {""}),
+        idp_id_by_host=idp_by_host,
+        default_idp_id=default,
+        shared_secrets=settings.shared_secrets,
+        signing_keys=settings.signing_keys,
+        cookie_name=settings.settings.cookie_name,
+        authenticate_url=settings.authenticate_url,
+        log_fields=tuple(settings.settings.authorize_log_fields),
+        max_staleness_s=settings.settings.max_staleness,
+    )
+
+
+def _route_plan(
+    settings: ResolvedSettings, route: ResolvedRoute, issues: list[Issue]
+) -> RoutePlan | None:
+    try:
+        policy = CompiledPolicy(route.policy)
+    except PolicyError as error:
+        issues.extend(
+            _issue(route, f"policy.{format_path(p.path)}".rstrip("."), p.message)
+            for p in error.problems
+        )
+        return None
+    headers = _header_plan(settings, route)
+    provider = route.identity_provider
+    return RoutePlan(
+        id=route.id,
+        checksum=str(route.checksum),
+        name=route.settings.name,
+        policy=policy,
+        idp_id=provider.id if provider is not None else "",
+        depends_on=tuple(_host_of(entry) for entry in route.settings.depends_on),
+        headers=headers,
+        needs_assertion=headers.needs_assertion,
+        needs_tokens=headers.needs_tokens,
+        reads_request=headers.reads_request,
+    )
+
+
+def _internal_plan(settings: ResolvedSettings) -> RoutePlan:
+    headers = HeaderPlan(
+        claim_headers=(),
+        extra_claims=tuple(settings.settings.jwt_claims_headers.values()),
+        issuer_is_uri=settings.settings.jwt_issuer_format is JWTIssuerFormat.URI,
+        passes_identity=True,
+    )
+    return RoutePlan(
+        id="",
+        checksum="",
+        name="",
+        policy=CompiledPolicy(Policy()),
+        idp_id="",
+        depends_on=(),
+        headers=headers,
+        needs_assertion=True,
+        needs_tokens=False,
+        reads_request=False,
+    )
+
+
+def _header_plan(settings: ResolvedSettings, route: ResolvedRoute) -> HeaderPlan:
+    everywhere, here = settings.settings, route.settings
+    claim_headers = tuple(
+        (name.lower(), claim) for name, claim in everywhere.jwt_claims_headers.items()
+    )
+    passes = here.pass_identity_headers
+    if passes is None:
+        passes = bool(everywhere.pass_identity_headers)
+    issuer = here.jwt_issuer_format or everywhere.jwt_issuer_format
+    return HeaderPlan(
+        claim_headers=claim_headers if passes else (),
+        extra_claims=tuple(everywhere.jwt_claims_headers.values()),
+        issuer_is_uri=issuer is JWTIssuerFormat.URI,
+        passes_identity=passes,
+        set_headers=tuple(
+            (name.lower(), parse_template(text))
+            for name, text in (here.set_request_headers or {}).items()
+        ),
+        routing_key=here.load_balancing_policy in _HASHING,
+        kubernetes_token=route.kubernetes_service_account_token,
+        removed=() if passes else tuple(name for name, _ in claim_headers),
+    )
+
+
+def _host_of(entry: str) -> str:
+    return urlsplit(entry).netloc if "/" in entry else entry
+
+
+def _global_issues(settings: ResolvedSettings) -> Iterator[Issue]:
+    mtls = settings.settings.downstream_mtls
+    if mtls.ca or mtls.ca_file:
+        yield Issue(
+            Severity.ERROR,
+            "downstream_mtls.ca",
+            "client certificates are not available yet",
+            fix="remove downstream_mtls",
+        )
+    if not settings.signing_keys:
+        yield Issue(Severity.ERROR, "signing_key", "there is no key to sign assertions with")
+    if settings.settings.bearer_token_format not in _PLAIN_BEARER:
+        yield Issue(
+            Severity.ERROR,
+            "bearer_token_format",
+            "bearer tokens of identity providers are not available yet",
+            fix="use default",
+        )
+
+
+def _route_issues(route: ResolvedRoute) -> Iterator[Issue]:
+    here = route.settings
+    if here.bearer_token_format not in {None, *_PLAIN_BEARER}:
+        yield _issue(
+            route,
+            "bearer_token_format",
+            "bearer tokens of identity providers are not available yet",
+            "use default",
+        )
+    if route.tls_downstream_client_ca_pem is not None:
+        yield _issue(route, "tls_downstream_client_ca", "client certificates are not available yet")
+    if here.enable_google_cloud_serverless_authentication:
+        yield _issue(
+            route,
+            "enable_google_cloud_serverless_authentication",
+            "Google Cloud serverless authentication is not available yet",
+        )
+    if here.mcp is not None:
+        yield _issue(route, "mcp", "MCP routes are not available yet")
+    for name in here.set_request_headers or {}:
+        if name.startswith(":") or name.lower() == "host":
+            yield _issue(
+                route,
+                f"set_request_headers.{name}",
+                "this header cannot be set here",
+                "use host_rewrite or prefix_rewrite",
+            )
+        elif not _HEADER_NAME.fullmatch(name):
+            yield _issue(route, f"set_request_headers.{name}", "not a header name")
+
+
+def _issue(route: ResolvedRoute, key: str, message: str, fix: str = "") -> Issue:
+    return Issue(Severity.ERROR, f"routes[{route.index}].{key}", message, fix=fix)
+
+
+_PLAIN_BEARER: Final = frozenset({BearerTokenFormat.DEFAULT, BearerTokenFormat.UNKNOWN})

@@ -1,0 +1,1 @@
+"""Where authorize meets Envoy, the databroker and the log."""

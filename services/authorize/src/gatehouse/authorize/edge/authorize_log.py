@@ -1,0 +1,145 @@
+"""The audit log: one line for every decision, with the fields that were asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from gatehouse.authorize.core.check_request import RequestFacts
+from gatehouse.authorize.core.evaluator import Evaluation
+from gatehouse.authorize.core.identity import Identity
+from gatehouse.authorize.core.route_plan import RoutePlan
+from gatehouse.common.config.model import AUTHORIZE_LOG_FIELDS
+from gatehouse.common.observability.logging import get_logger
+from gatehouse.common.observability.redaction import REDACTED, is_secret_name
+
+MESSAGE: Final = "authorize check"
+
+_VERSION_FIELDS: Final = ("databroker-server-version", "databroker-record-version")
+_NOT_HERE: Final = frozenset(
+    # Known names with nothing to show for them in this build: bodies and tokens are not kept.
+    {
+        *("body", "id-token", "id-token-claims"),
+        *("mcp-method", "mcp-tool", "mcp-tool-parameters", "removed-groups-count"),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What one line can tell."""
+
+    facts: RequestFacts
+    identity: Identity
+    plan: RoutePlan | None
+    evaluation: Evaluation
+    versions: tuple[int, int]  # of the copy of sessions: server, record
+
+
+Getter = Callable[[Line], object]  # None: the field does not apply
+
+
+class AuthorizeLog:
+    """Writes lines with a fixed choice of fields."""
+
+    def __init__(self, fields: Sequence[str]) -> None:
+        self._logger = get_logger("authorize")
+        names = tuple(fields)
+        if names == AUTHORIZE_LOG_FIELDS:
+            names += _VERSION_FIELDS
+        self._fields: list[tuple[str, Getter]] = []
+        self.unknown: list[str] = []
+        for name in names:
+            getter = _getter(name)
+            if getter is not None:
+                self._fields.append((name, getter))
+            elif name not in _NOT_HERE:
+                self.unknown.append(name)
+
+    def report_unknown(self) -> None:
+        """Say which field names mean nothing; they are otherwise ignored."""
+        for name in self.unknown:
+            self._logger.error("unknown field in authorize_log_fields", field=name)
+
+    def write(self, line: Line) -> None:
+        """Write one line."""
+        self._logger.info(MESSAGE, **self.values(line))
+
+    def values(self, line: Line) -> dict[str, object]:
+        """The fields of one line, in order."""
+        found: dict[str, object] = {}
+        for name, getter in self._fields:
+            value = getter(line)
+            if value is not None:
+                found[name] = value
+        allow, deny = line.evaluation.allow, line.evaluation.deny
+        found["allow"] = allow.value
+        found["allow-why-true" if allow.value else "allow-why-false"] = sorted(allow.reasons)
+        found["deny"] = deny.value
+        found["deny-why-true" if deny.value else "deny-why-false"] = sorted(deny.reasons)
+        return found
+
+
+def _getter(name: str) -> Getter | None:
+    prefix, dot, header = name.partition(".")
+    if prefix == "headers" and dot and header:
+        return _header_getter(header.lower())
+    return _GETTERS.get(name)
+
+
+def _header_getter(header: str) -> Getter:
+    if is_secret_name(header):
+        return lambda line: REDACTED if header in line.facts.headers else ""
+    return lambda line: line.facts.headers.get(header, "")
+
+
+def _all_headers(line: Line) -> Mapping[str, str]:
+    return {
+        name: REDACTED if is_secret_name(name) else value
+        for name, value in line.facts.headers.items()
+    }
+
+
+def _session_id(line: Line) -> str | None:
+    return None if line.identity.is_service_account else line.identity.session_id or None
+
+
+def _service_account_id(line: Line) -> str | None:
+    return line.identity.session_id if line.identity.is_service_account else None
+
+
+def _impersonated(name: str) -> Getter:
+    def getter(line: Line) -> object:
+        impersonation = line.identity.impersonation
+        return getattr(impersonation, name) if impersonation is not None else None
+
+    return getter
+
+
+_GETTERS: Final[Mapping[str, Getter]] = {
+    # Both are the user's own request id, so that these lines join the access log on either.
+    "request-id": lambda line: line.facts.request_id,
+    "check-request-id": lambda line: line.facts.request_id,
+    "method": lambda line: line.facts.method,
+    "path": lambda line: line.facts.raw_path,
+    "query": lambda line: line.facts.query,
+    "host": lambda line: line.facts.host,
+    "ip": lambda line: line.facts.ip,
+    "headers": _all_headers,
+    "session-id": _session_id,
+    "service-account-id": _service_account_id,
+    "impersonate-session-id": _impersonated("session_id"),
+    "impersonate-user-id": _impersonated("user_id"),
+    "impersonate-email": _impersonated("email"),
+    "user": lambda line: line.identity.log_user_id,
+    "email": lambda line: line.identity.log_email,
+    "cluster-stat-name": lambda line: (line.plan.name or None) if line.plan is not None else None,
+    # What Envoy sent, and what this configuration has: they differ while the two disagree.
+    "envoy-route-id": lambda line: line.facts.route_id,
+    "envoy-route-checksum": lambda line: line.facts.route_checksum,
+    "route-id": lambda line: (line.plan.id or None) if line.plan is not None else None,
+    "route-checksum": lambda line: (line.plan.checksum or None) if line.plan is not None else None,
+    "databroker-server-version": lambda line: line.versions[0],
+    "databroker-record-version": lambda line: line.versions[1],
+}

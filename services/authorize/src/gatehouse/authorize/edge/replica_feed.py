@@ -1,0 +1,167 @@
+"""Identities from this process's copy of the records, and from the databroker where it cannot say.
+
+The copy answers without waiting. One round of Gets is made only while the copy of a type is not
+ready or too stale, or when a handle is newer than the copy (a user who has just signed in). If that
+fails nobody knows, and the request is answered 503.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from gatehouse.authorize.core.identity import (
+    Identity,
+    IdentityCache,
+    Subject,
+    subject_lookups,
+)
+from gatehouse.authorize.core.identity_headers import NO_TOKENS, Tokens
+from gatehouse.authorize.core.lru import LruCache
+from gatehouse.authorize.core.records import RecordReader, SessionFacts
+from gatehouse.authorize.errors import CannotKnowError
+from gatehouse.common.clock import Clock
+from gatehouse.common.databroker.records import unpack
+from gatehouse.common.databroker.replica import Replica
+from gatehouse.common.errors import GatehouseError
+from gatehouse.common.ids import SESSION, USER, TypeUrl
+from gatehouse.common.session.handle import Handle
+from gatehouse.pb.databroker_pb2 import Record
+from gatehouse.pb.session_pb2 import Session
+
+FETCH_TIMEOUT_S: Final = 4.0  # leaves Envoy time to ask another replica
+_FETCHES_AT_ONCE: Final = 64
+_WRITTEN_AT_SIGN_IN: Final = frozenset({SESSION, USER})
+_TOKENS_KEPT: Final = 1000
+
+
+class RecordGetter(Protocol):
+    """What is needed of DatabrokerClient."""
+
+    async def get(self, type_url: TypeUrl, id: str) -> Record | None:  # noqa: A002
+        """The live record, or None."""
+        ...
+
+
+class IdentitySource:
+    """Looks identities up. One per process: it outlives configurations."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        reader: RecordReader,
+        client: Callable[[], RecordGetter],
+        clock: Clock,
+    ) -> None:
+        self._replica = replica
+        self._reader = reader
+        self._client = client
+        self._clock = clock
+        self._cache = IdentityCache()
+        self._tokens: LruCache[SessionFacts, Tokens] = LruCache(_TOKENS_KEPT)
+        self._fetches = asyncio.Semaphore(_FETCHES_AT_ONCE)
+
+    def versions(self) -> tuple[int, int]:
+        """Server and record version of the copy of sessions, for the log."""
+        state = self._replica.state(SESSION)
+        return state.server_version, state.record_version
+
+    def held(self, handle: Handle, now_s: float, max_staleness_s: float) -> Identity | None:
+        """The identity by the copy; None when the copy cannot say.
+
+        Raises UnreadableRecordError when a record that matters cannot be understood.
+        """
+        replica = self._replica
+        if not replica.ready or self._is_stale(max_staleness_s):
+            return None
+        if handle.record_version and not replica.has_reached(
+            SESSION, handle.server_version, handle.record_version
+        ):
+            session = replica.get(SESSION, handle.session_id)
+            if session is None or session.version < handle.record_version:
+                return None
+        lookups = subject_lookups(handle.session_id)
+        try:
+            type_url, record_id = next(lookups)
+            while True:
+                found = replica.get(type_url, record_id)
+                type_url, record_id = lookups.send(found.value if found is not None else None)
+        except StopIteration as end:
+            subject: Subject = end.value
+        return self._cache.resolve(handle.session_id, subject, now_s)
+
+    async def fetch(self, handle: Handle, now_s: float, max_staleness_s: float) -> Identity:
+        """The identity by asking the databroker for what the copy cannot say.
+
+        Raises CannotKnowError when it cannot be asked or gives no clear answer.
+        """
+        behind = not self._replica.has_reached(
+            SESSION, handle.server_version, handle.record_version
+        )
+        stale = self._is_stale(max_staleness_s)
+        try:
+            async with asyncio.timeout(FETCH_TIMEOUT_S), self._fetches:
+                subject = await self._ask(handle.session_id, ask_all=stale, ask_new=behind)
+        except TimeoutError as error:
+            raise _cannot_know("the databroker did not answer in time") from error
+        return self._cache.resolve(handle.session_id, subject, now_s)
+
+    async def tokens(self, identity: Identity) -> Tokens:
+        """The identity provider's tokens of the session in force, never kept in the copy.
+
+        Raises CannotKnowError.
+        """
+        session = identity.subject.impersonated or identity.subject.session
+        if session is None or not identity.has_session:
+            return NO_TOKENS
+        known = self._tokens.get(session)
+        if known is not None:
+            return known
+        record = await self.record(SESSION, session.id)
+        if record is None:
+            return NO_TOKENS
+        message = unpack(record, Session)
+        tokens = Tokens(message.oauth_token.access_token, message.id_token.raw)
+        self._tokens.put(session, tokens)
+        return tokens
+
+    async def record(self, type_url: TypeUrl, record_id: str) -> Record | None:
+        """Ask the databroker. Anything but a clear answer is CannotKnowError."""
+        try:
+            return await self._client().get(type_url, record_id)
+        except GatehouseError as error:
+            raise _cannot_know(f"the databroker cannot be asked: {error}") from error
+
+    async def _ask(self, handle_id: str, *, ask_all: bool, ask_new: bool) -> Subject:
+        lookups = subject_lookups(handle_id)
+        try:
+            type_url, record_id = next(lookups)
+            while True:
+                ask = (
+                    ask_all
+                    or (ask_new and type_url in _WRITTEN_AT_SIGN_IN)
+                    or not self._replica.state(type_url).ready
+                )
+                value = await self._asked(type_url, record_id) if ask else None
+                if not ask:
+                    held = self._replica.get(type_url, record_id)
+                    value = held.value if held is not None else None
+                type_url, record_id = lookups.send(value)
+        except StopIteration as end:
+            subject: Subject = end.value
+            return subject
+
+    async def _asked(self, type_url: TypeUrl, record_id: str) -> object:
+        record = await self.record(type_url, record_id)
+        return self._reader.decode(record) if record is not None else None
+
+    def _is_stale(self, max_staleness_s: float) -> bool:
+        if not max_staleness_s:
+            return False
+        staleness_s = self._replica.staleness_s(self._clock.monotonic_s())
+        return staleness_s is None or staleness_s > max_staleness_s
+
+
+def _cannot_know(message: str) -> CannotKnowError:
+    return CannotKnowError(message, public_message="Identity data is not available now.")

@@ -1,0 +1,1 @@
+"""Where the databroker touches the outside: gRPC, storage, time."""

@@ -1,0 +1,1 @@
+"""The three stores behind the one storage contract of `base.py`."""

@@ -1,0 +1,339 @@
+"""How the databroker's RPCs meet the store: checks, deadlines, streams.
+
+Methods raise errors of the common tree; the server in front turns them into statuses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, Final, TypeAlias, TypeVar
+
+import grpc.aio
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.empty_pb2 import Empty
+
+from gatehouse.common.clock import Clock, Rng
+from gatehouse.common.errors import (
+    AbortedError,
+    AlreadyExistsError,
+    DeadlineExceededError,
+    InvalidArgumentError,
+    NotFoundError,
+)
+from gatehouse.databroker.core.feed import admit
+from gatehouse.databroker.core.leases import MAX_NAME_BYTES, accept_duration
+from gatehouse.databroker.core.options import NO_RULES, TypeRules, accept_options
+from gatehouse.databroker.core.query import accept_query
+from gatehouse.databroker.core.records import (
+    MAX_ID_BYTES,
+    MAX_TYPE_BYTES,
+    Patch,
+    Put,
+    accept,
+    check_name,
+)
+from gatehouse.databroker.edge.backends.base import Checkpoint, Storage
+from gatehouse.databroker.edge.change_hub import BATCH_LIMIT, ChangeHub, Follower
+from gatehouse.pb import databroker_pb2 as pb
+from gatehouse.pb import databroker_pb2_grpc as pb_grpc
+
+UNARY_S: Final = 15.0  # the caller's deadline is 5 s; this one is for callers without
+SNAPSHOT_LIMIT: Final = 256  # records per read of SyncLatest
+MIN_HEARTBEAT_S: Final = 0.1
+MAX_HEARTBEAT_S: Final = 3600.0
+MAX_MASK_PATHS: Final = 100
+
+T = TypeVar("T")
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+async def _within(work: Awaitable[T]) -> T:
+    try:
+        async with asyncio.timeout(UNARY_S):
+            return await work
+    except TimeoutError as error:
+        raise DeadlineExceededError(f"the store took longer than {UNARY_S:g} s") from error
+
+
+def _check_type(type_: str) -> str:
+    if type_:
+        check_name(type_, "type", MAX_TYPE_BYTES)
+    return type_
+
+
+def _duration_us(duration: Duration) -> int:
+    return duration.seconds * 1_000_000 + duration.nanos // 1_000
+
+
+class DataBrokerServicer(pb_grpc.DataBrokerServiceServicer):
+    """databroker.DataBrokerService over one store."""
+
+    def __init__(self, storage: Storage, hub: ChangeHub, clock: Clock, rng: Rng) -> None:
+        self._storage = storage
+        self._hub = hub
+        self._clock = clock
+        self._rng = rng
+
+    async def Get(self, request: pb.GetRequest, context: Context) -> pb.GetResponse:  # noqa: N802
+        """Return a live record."""
+        del context
+        check_name(request.type, "type", MAX_TYPE_BYTES)
+        check_name(request.id, "id", MAX_ID_BYTES)
+        record = await _within(self._storage.get(request.type, request.id))
+        if record is None:
+            raise NotFoundError("no such record", reason="record-not-found")
+        return pb.GetResponse(record=record.to_message())
+
+    async def Put(self, request: pb.PutRequest, context: Context) -> pb.PutResponse:  # noqa: N802
+        """Write records in one transaction; the answer has one record for each of them."""
+        del context
+        result = await _within(self._storage.write(Put(accept(request.records))))
+        return pb.PutResponse(
+            server_version=result.server_version,
+            records=(record.to_message() for record in result.records),
+        )
+
+    async def Patch(  # noqa: N802
+        self, request: pb.PatchRequest, context: Context
+    ) -> pb.PatchResponse:
+        """Write masked fields in one transaction; absent records are left out of the answer."""
+        del context
+        paths = tuple(request.field_mask.paths)
+        if len(paths) > MAX_MASK_PATHS:
+            raise InvalidArgumentError(
+                f"field_mask has {len(paths)} paths; at most {MAX_MASK_PATHS} are taken"
+            )
+        patch = Patch(accept(request.records, deletions=False), paths)
+        result = await _within(self._storage.write(patch))
+        return pb.PatchResponse(
+            server_version=result.server_version,
+            records=(record.to_message() for record in result.records),
+        )
+
+    async def Query(  # noqa: N802
+        self, request: pb.QueryRequest, context: Context
+    ) -> pb.QueryResponse:
+        """Answer a query. The version hint is for caches and changes nothing here."""
+        del context
+        query = accept_query(
+            type_=_check_type(request.type),
+            filter_=request.filter,
+            text=request.query,
+            offset=request.offset,
+            limit=request.limit,
+        )
+        answer = await _within(self._storage.query(query))
+        return pb.QueryResponse(
+            records=(record.to_message() for record in answer.records),
+            total_count=answer.total,
+            server_version=answer.position.server_version,
+            record_version=answer.position.latest,
+        )
+
+    async def ListTypes(self, request: Empty, context: Context) -> pb.ListTypesResponse:  # noqa: N802
+        """Return the types that have a live record."""
+        del request, context
+        return pb.ListTypesResponse(types=await _within(self._storage.list_types()))
+
+    async def ServerInfo(self, request: Empty, context: Context) -> pb.ServerInfoResponse:  # noqa: N802
+        """Return the history and the ends of the log."""
+        del request, context
+        position = await _within(self._storage.position())
+        return pb.ServerInfoResponse(
+            server_version=position.server_version,
+            earliest_record_version=position.earliest,
+            latest_record_version=position.latest,
+        )
+
+    async def Clear(self, request: Empty, context: Context) -> pb.ClearResponse:  # noqa: N802
+        """Delete everything but leases and begin a new history."""
+        del request, context
+        old, new = await _within(self._storage.clear())
+        return pb.ClearResponse(old_server_version=old, new_server_version=new)
+
+    async def GetOptions(  # noqa: N802
+        self, request: pb.GetOptionsRequest, context: Context
+    ) -> pb.GetOptionsResponse:
+        """Return the options in force for a type."""
+        del context
+        check_name(request.type, "type", MAX_TYPE_BYTES)
+        return pb.GetOptionsResponse(options=await self._options(request.type))
+
+    async def SetOptions(  # noqa: N802
+        self, request: pb.SetOptionsRequest, context: Context
+    ) -> pb.SetOptionsResponse:
+        """Replace the options of a type; empty ones remove them."""
+        del context
+        check_name(request.type, "type", MAX_TYPE_BYTES)
+        rules: TypeRules | None = accept_options(request.options)
+        if rules == NO_RULES:
+            rules = None
+        await _within(self._storage.set_options(request.type, rules))
+        return pb.SetOptionsResponse(options=await self._options(request.type))
+
+    async def _options(self, type_: str) -> pb.Options:
+        rules = await _within(self._storage.options(type_))
+        if rules is None:
+            raise NotFoundError("this type has no options", reason="options-not-found")
+        return rules.to_message()
+
+    async def AcquireLease(  # noqa: N802
+        self, request: pb.AcquireLeaseRequest, context: Context
+    ) -> pb.AcquireLeaseResponse:
+        """Take a lease under a new id."""
+        del context
+        check_name(request.name, "name", MAX_NAME_BYTES)
+        duration_us = accept_duration(_duration_us(request.duration))
+        lease_id = self._rng.uuid4()
+        if not await _within(self._storage.acquire_lease(request.name, lease_id, duration_us)):
+            raise AlreadyExistsError("the lease is held by another", reason="lease-held")
+        return pb.AcquireLeaseResponse(id=lease_id)
+
+    async def RenewLease(self, request: pb.RenewLeaseRequest, context: Context) -> Empty:  # noqa: N802
+        """Extend a lease."""
+        del context
+        check_name(request.name, "name", MAX_NAME_BYTES)
+        check_name(request.id, "id", MAX_NAME_BYTES)
+        duration_us = accept_duration(_duration_us(request.duration))
+        if not await _within(self._storage.renew_lease(request.name, request.id, duration_us)):
+            raise AlreadyExistsError("the lease is held by another", reason="lease-held")
+        return Empty()
+
+    async def ReleaseLease(self, request: pb.ReleaseLeaseRequest, context: Context) -> Empty:  # noqa: N802
+        """Give a lease back; one that is not the caller's stays as it is."""
+        del context
+        check_name(request.name, "name", MAX_NAME_BYTES)
+        await _within(self._storage.release_lease(request.name, request.id))
+        return Empty()
+
+    async def SyncLatest(  # noqa: N802
+        self, request: pb.SyncLatestRequest, context: Context
+    ) -> AsyncIterator[pb.SyncLatestResponse]:
+        """Send the live records, then options, then the one position to Sync from."""
+        del context
+        type_ = _check_type(request.type)
+        # Taken before the rows: what changes meanwhile may be missed here, and comes with Sync.
+        position = await _within(self._storage.position())
+        after = None
+        is_last = False
+        while not is_last:
+            self._hub.check_open()
+            page = await _within(self._storage.head(type_, after, limit=SNAPSHOT_LIMIT))
+            for record in page.records:
+                yield pb.SyncLatestResponse(record=record.to_message())
+                after = record.key
+            is_last = page.is_last
+        options = await self._typed_options(type_)
+        if (await _within(self._storage.position())).server_version != position.server_version:
+            raise AbortedError("the history changed meanwhile", reason="invalid-server-version")
+        for item in options:
+            yield pb.SyncLatestResponse(options=item)
+        yield pb.SyncLatestResponse(
+            versions=pb.Versions(
+                server_version=position.server_version, latest_record_version=position.latest
+            )
+        )
+
+    async def Sync(  # noqa: N802
+        self, request: pb.SyncRequest, context: Context
+    ) -> AsyncIterator[pb.SyncResponse]:
+        """Send options once, then the changes after a position, and stay unless told not to."""
+        del context
+        self._hub.check_open()
+        type_ = _check_type(request.type)
+        heartbeat_s = _heartbeat_s(request)
+        position = await _within(self._storage.position())
+        admit(position, request.server_version, request.record_version)
+        for item in await self._typed_options(type_):
+            yield pb.SyncResponse(options=item)
+        follower = self._hub.follow(request.server_version, request.record_version, type_)
+        if request.HasField("wait") and not request.wait:
+            async for response in self._drain(request, position.latest):
+                yield response
+            return
+        async for response in self._follow(follower, heartbeat_s):
+            yield response
+
+    async def _follow(
+        self, follower: Follower, heartbeat_s: float | None
+    ) -> AsyncIterator[pb.SyncResponse]:
+        due_s = self._clock.monotonic_s()  # the first one as soon as the backlog is drained
+        while True:
+            changes = await follower.take()
+            for change in changes:
+                yield change.response
+            if changes:
+                continue
+            if heartbeat_s is None:
+                await follower.wait(None, for_tick=False)
+                continue
+            now_s = self._clock.monotonic_s()
+            if now_s >= due_s:
+                versions = follower.heartbeat()
+                if versions is None:
+                    await follower.wait(None, for_tick=True)
+                    continue
+                due_s = now_s + heartbeat_s
+                yield pb.SyncResponse(heartbeat=versions)
+                continue
+            await follower.wait(due_s - now_s, for_tick=False)
+
+    async def _drain(self, request: pb.SyncRequest, end: int) -> AsyncIterator[pb.SyncResponse]:
+        cursor = request.record_version
+        while cursor < end:
+            self._hub.check_open()
+            page = await _within(
+                self._storage.changes(cursor, type_=request.type, limit=BATCH_LIMIT)
+            )
+            admit(page.position, request.server_version, cursor)
+            for record in page.changes:
+                yield pb.SyncResponse(record=record.to_message())
+            cursor = page.end
+
+    async def _typed_options(self, type_: str) -> list[pb.TypedOptions]:
+        if type_:
+            rules = await _within(self._storage.options(type_))
+            found = {} if rules is None else {type_: rules}
+        else:
+            found = dict(await _within(self._storage.all_options()))
+        return [
+            pb.TypedOptions(typeURL=name, options=rules.to_message())
+            for name, rules in found.items()
+        ]
+
+
+def _heartbeat_s(request: pb.SyncRequest) -> float | None:
+    if not request.HasField("heartbeat_interval"):
+        return None
+    interval_s = _duration_us(request.heartbeat_interval) / 1e6
+    return min(max(interval_s, MIN_HEARTBEAT_S), MAX_HEARTBEAT_S)
+
+
+class CheckpointServicer(pb_grpc.CheckpointServiceServicer):
+    """databroker.CheckpointService: a follower's place in its leader's log."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    async def GetCheckpoint(  # noqa: N802
+        self, request: pb.GetCheckpointRequest, context: Context
+    ) -> pb.GetCheckpointResponse:
+        """Return the stored position. Without clustering every databroker is a leader."""
+        del request, context
+        held = await _within(self._storage.checkpoint())
+        checkpoint = pb.Checkpoint(
+            server_version=held.server_version, record_version=held.record_version
+        )
+        return pb.GetCheckpointResponse(checkpoint=checkpoint, is_leader=True)
+
+    async def SetCheckpoint(  # noqa: N802
+        self, request: pb.SetCheckpointRequest, context: Context
+    ) -> pb.SetCheckpointResponse:
+        """Store a position."""
+        del context
+        given = request.checkpoint
+        await _within(
+            self._storage.set_checkpoint(Checkpoint(given.server_version, given.record_version))
+        )
+        return pb.SetCheckpointResponse()

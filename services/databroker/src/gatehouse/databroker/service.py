@@ -1,0 +1,186 @@
+"""How the databroker is put together and lives: open the store, read the log, serve, end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import Final
+
+import grpc.aio
+
+from gatehouse.common.clock import Clock, Rng
+from gatehouse.common.config.hub import Commit, Prepare
+from gatehouse.common.config.issues import ConfigError, Issue, Severity
+from gatehouse.common.config.resolved import ResolvedSettings
+from gatehouse.common.errors import (
+    DeadlineExceededError,
+    FailedPreconditionError,
+    GatehouseError,
+    UnavailableError,
+)
+from gatehouse.common.observability.logging import get_logger
+from gatehouse.common.runtime.backoff import Backoff
+from gatehouse.common.runtime.context import ProcessContext
+from gatehouse.common.runtime.supervise import wait_or_stop
+from gatehouse.databroker.edge.backends.base import Storage
+from gatehouse.databroker.edge.backends.connections import parse_postgres, store_directory
+from gatehouse.databroker.edge.backends.memory import MemoryStorage
+from gatehouse.databroker.edge.backends.postgres import PostgresStorage
+from gatehouse.databroker.edge.backends.sqlite import SqliteStorage
+from gatehouse.databroker.edge.change_hub import ChangeHub
+from gatehouse.databroker.edge.cleaner import Cleaner
+from gatehouse.databroker.edge.servicer import CheckpointServicer, DataBrokerServicer
+from gatehouse.databroker.edge.tasks import background
+from gatehouse.pb import databroker_pb2_grpc as pb_grpc
+
+STORAGE_CHECK: Final = "storage.backend"
+CLEANUP_CHECK: Final = "storage.backend.cleanup"
+
+_log = get_logger("databroker")
+
+
+def build(ctx: ProcessContext) -> DatabrokerService:
+    """Build the service from the settings in force. Raises ConfigError."""
+    settings = ctx.config.current
+    storage = make_storage(settings, ctx.clock, ctx.rng)
+    ctx.config.join("databroker", _refuse_other_storage(settings))
+    return DatabrokerService(ctx, storage)
+
+
+def make_storage(settings: ResolvedSettings, clock: Clock, rng: Rng) -> Storage:
+    """Return the store that the settings name, not yet open. Raises ConfigError."""
+    kind = str(settings.settings.databroker_storage_type)
+    connection = settings.databroker_connection
+    try:
+        if kind == "memory":
+            return MemoryStorage(clock, rng)
+        if kind == "file":
+            return SqliteStorage(store_directory(connection, os.environ), clock, rng)
+        if kind == "postgres":
+            return PostgresStorage(parse_postgres(connection), clock, rng)
+    except GatehouseError as error:
+        issue = Issue(
+            Severity.ERROR, "databroker_storage_connection_string", error.public_message
+        )
+        raise ConfigError((issue,)) from error
+    issue = Issue(
+        Severity.ERROR,
+        "databroker_storage_type",
+        "unknown databroker storage backend type",
+        "memory, file or postgres",
+    )
+    raise ConfigError((issue,))
+
+
+def _refuse_other_storage(first: ResolvedSettings) -> Prepare:
+    """Return the participant that lets every change pass but one of the store."""
+
+    async def prepare(new: ResolvedSettings) -> Commit:
+        issues = tuple(
+            Issue(Severity.ERROR, key, "cannot change while running", "restart the databroker")
+            for key, before, after in (
+                (
+                    "databroker_storage_type",
+                    first.settings.databroker_storage_type,
+                    new.settings.databroker_storage_type,
+                ),
+                (
+                    "databroker_storage_connection_string",
+                    first.databroker_connection,
+                    new.databroker_connection,
+                ),
+            )
+            if before != after
+        )
+        if issues:
+            raise ConfigError(issues)
+        return lambda: None
+
+    return prepare
+
+
+class DatabrokerService:
+    """One databroker over one store."""
+
+    name = "databroker"
+
+    def __init__(self, ctx: ProcessContext, storage: Storage) -> None:
+        self._ctx = ctx
+        self._storage = storage
+        self._hub = ChangeHub(storage, ctx.clock, ctx.rng, report=self._report(STORAGE_CHECK))
+        self._cleaner = Cleaner(storage, ctx.rng, report=self._report(CLEANUP_CHECK))
+        ctx.health.expect(STORAGE_CHECK)
+        ctx.health.set_attribute(STORAGE_CHECK, "backend", storage.name)
+
+    def register_grpc(self, server: grpc.aio.Server) -> None:
+        """Serve DataBrokerService and CheckpointService; UNAVAILABLE until the store is open."""
+        servicer = DataBrokerServicer(self._storage, self._hub, self._ctx.clock, self._ctx.rng)
+        pb_grpc.add_DataBrokerServiceServicer_to_server(servicer, server)
+        pb_grpc.add_CheckpointServiceServicer_to_server(CheckpointServicer(self._storage), server)
+
+    async def run(self, stop: asyncio.Event, ready: Callable[[], None]) -> None:
+        """Serve until `stop`. A store that cannot be reached is tried again until it can.
+
+        Raises ConfigError for one that will not work.
+        """
+        try:
+            if not await self._open(stop):
+                return
+            async with background(self._storage.run(), self._hub.run(), self._cleaner.run()):
+                if await self._first_read(stop):
+                    ready()
+                    _log.info("databroker ready", backend=self._storage.name)
+                await stop.wait()
+                self._hub.close()
+        finally:
+            self._hub.close()
+            await self._storage.close()
+
+    async def drain(self) -> None:
+        """Return at once: there is no user traffic here."""
+
+    async def _open(self, stop: asyncio.Event) -> bool:
+        report = self._report(STORAGE_CHECK)
+        backoff = Backoff(0.5, 1.5, 10.0, 0.5)
+        while not stop.is_set():
+            try:
+                await self._storage.open()
+            except FailedPreconditionError as error:
+                key = "databroker_storage_connection_string"
+                raise ConfigError((Issue(Severity.ERROR, key, str(error)),)) from error
+            except (UnavailableError, DeadlineExceededError) as error:
+                report(error)
+                if await wait_or_stop(stop, backoff.next_s(self._ctx.rng)):
+                    return False
+            else:
+                return True
+        return False
+
+    async def _first_read(self, stop: asyncio.Event) -> bool:
+        async with asyncio.TaskGroup() as group:
+            waits = [group.create_task(self._hub.ready()), group.create_task(stop.wait())]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+        return not stop.is_set()
+
+    def _report(self, check: str) -> Callable[[GatehouseError | None], None]:
+        """Return what turns outcomes into health: logs the first of a kind, not each one."""
+        is_failing = False
+
+        def report(error: GatehouseError | None) -> None:
+            nonlocal is_failing
+            if error is None:
+                if is_failing:
+                    _log.info("storage works again", check=check)
+                is_failing = False
+                self._ctx.health.set_running(check)
+                return
+            if not is_failing:
+                _log.error("storage trouble", check=check, reason=error.reason, error=str(error))
+            is_failing = True
+            self._ctx.health.set_error(check, error.public_message)
+
+        return report
+

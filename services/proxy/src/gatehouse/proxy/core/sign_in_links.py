@@ -1,0 +1,112 @@
+"""The links that the proxy hands out: to sign in for a program, and to sign out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import urlencode
+
+from gatehouse.common.errors import InvalidArgumentError
+from gatehouse.common.jose.signed_url import sign_url
+from gatehouse.common.pages.refusal import RefusedRequestError, not_found
+from gatehouse.common.session import query_params
+from gatehouse.common.session.cookies import clear_cookie
+from gatehouse.common.session.redirects import check_redirect
+from gatehouse.proxy.core.pages_view import PagesView, hostname_of
+
+CALLBACK_PATH: Final = "/.pomerium/callback/"
+SIGN_OUT_PATH: Final = "/.pomerium/sign_out"
+_SIGN_IN_PATH: Final = "/.pomerium/sign_in"
+_WEB: Final = ("http", "https")
+
+
+def programmatic_login_url(
+    view: PagesView, params: Mapping[str, str], *, host: str, now_s: float
+) -> str:
+    """The signed URL that a program opens in a browser.
+
+    The person ends at the program's own address with the handle in `pomerium_jwt`. Raises
+    RefusedRequestError: 404 without an address or without sign-in, 400 for one not on the list.
+    """
+    target = params.get(query_params.REDIRECT_URI, "")
+    if not target or not view.authenticate_url:
+        raise not_found()
+    try:
+        check_redirect(target, allowed_hosts=view.is_programmatic_target, schemes=_WEB)
+    except InvalidArgumentError as error:
+        raise RefusedRequestError(
+            HTTPStatus.BAD_REQUEST,
+            "This program may not ask for a sign-in",
+            message=str(error),
+            reason="programmatic-target",
+            detail="Its address is not in programmatic_redirect_domain_whitelist.",
+        ) from error
+    query = {
+        query_params.REDIRECT_URI: target,
+        query_params.IDP_ID: view.idp_id_of(hostname_of(host)),
+        query_params.CALLBACK_URI: f"https://{host}{CALLBACK_PATH}",
+        query_params.PROGRAMMATIC: "true",
+    }
+    return sign_url(
+        f"{view.authenticate_url}{_SIGN_IN_PATH}?{urlencode(query)}",
+        view.shared_secrets[0],
+        now_s=now_s,
+    )
+
+
+def needs_confirmation(
+    view: PagesView, params: Mapping[str, str], *, sec_fetch_site: str | None, same_origin: bool
+) -> bool:
+    """Whether a sign-out must be confirmed because another site asked for it (security R34).
+
+    A front-channel logout of our own provider (OIDC Front-Channel Logout 1.0, section 2) comes
+    from another site by design and names itself by `iss`. `same_origin` says that Origin, if sent,
+    is this host: for browsers without Fetch Metadata.
+    """
+    cross_site = sec_fetch_site == "cross-site" if sec_fetch_site is not None else not same_origin
+    return cross_site and params.get("iss", "").rstrip("/") not in view.issuers
+
+
+def sign_out_url(view: PagesView, params: Mapping[str, str], *, now_s: float) -> str | None:
+    """The signed URL at authenticate that ends the session; None where nobody signs in.
+
+    Raises RefusedRequestError (400) for a target that the operator allows to be named and that is
+    no URL; where naming one is not allowed it is ignored.
+    """
+    if not view.authenticate_url:
+        return None
+    target = view.signout_redirect_url
+    asked = params.get(query_params.REDIRECT_URI, "")
+    if asked and view.any_sign_out_redirect:
+        try:
+            check_redirect(asked, allowed_hosts=lambda _host: True, schemes=_WEB)
+        except InvalidArgumentError as error:
+            raise RefusedRequestError(
+                HTTPStatus.BAD_REQUEST,
+                "This link leads somewhere it may not",
+                message=str(error),
+                reason="redirect-target",
+            ) from error
+        target = asked
+    query = "?" + urlencode({query_params.REDIRECT_URI: target}) if target else ""
+    return sign_url(
+        f"{view.authenticate_url}{SIGN_OUT_PATH}{query}", view.shared_secrets[0], now_s=now_s
+    )
+
+
+def confirm_path(params: Mapping[str, str]) -> str:
+    """The button of the confirmation page: this host's own sign-out, asked for by a click."""
+    asked = params.get(query_params.REDIRECT_URI, "")
+    return SIGN_OUT_PATH + ("?" + urlencode({query_params.REDIRECT_URI: asked}) if asked else "")
+
+
+def clear_route_cookie(view: PagesView) -> str:
+    """Set-Cookie that deletes the route cookie."""
+    return clear_cookie(
+        view.cookie_name,
+        path="/",
+        domain=view.cookie_domain,
+        http_only=view.cookie_http_only,
+        same_site=view.cookie_same_site,
+    )

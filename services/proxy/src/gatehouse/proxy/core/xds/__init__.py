@@ -1,0 +1,1 @@
+"""Envoy resources and the delta discovery protocol, as values and state machines."""

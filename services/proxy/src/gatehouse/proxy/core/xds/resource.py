@@ -1,0 +1,69 @@
+"""What is one xDS resource, and which types are there?"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import Message
+
+from gatehouse.common.ids import TypeUrl
+
+CLUSTER: Final = TypeUrl("type.googleapis.com/envoy.config.cluster.v3.Cluster")
+LISTENER: Final = TypeUrl("type.googleapis.com/envoy.config.listener.v3.Listener")
+ROUTE_CONFIGURATION: Final = TypeUrl(
+    "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
+)
+
+# The order in which additions are pushed; removals go the other way round.
+PUSH_ORDER: Final = (CLUSTER, LISTENER, ROUTE_CONFIGURATION)
+
+# How the types are called in health checks and logs.
+SHORT_NAMES: Final[Mapping[TypeUrl, str]] = {
+    CLUSTER: "cluster",
+    LISTENER: "listener",
+    ROUTE_CONFIGURATION: "route-configuration",
+}
+
+ResourceMap = Mapping[str, "Resource"]
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A named resource in its final bytes. `version` changes exactly when the bytes do."""
+
+    type_url: TypeUrl
+    name: str
+    version: str
+    body: bytes
+
+    def __repr__(self) -> str:
+        return f"Resource({SHORT_NAMES.get(self.type_url, self.type_url)} {self.name!r})"
+
+
+def serialize(message: Message) -> bytes:
+    """Bytes that are equal for equal messages, whatever the order their maps were filled in."""
+    return message.SerializeToString(deterministic=True)
+
+
+def digest(data: bytes) -> str:
+    """A 16-hex-digit name for some bytes (SHA-256, cut)."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def packed(message: Message) -> AnyMessage:
+    """`message` in an Any, deterministically; `Any.Pack` alone leaves map order to chance."""
+    result = AnyMessage()
+    result.type_url = f"type.googleapis.com/{message.DESCRIPTOR.full_name}"
+    result.value = serialize(message)
+    return result
+
+
+def resource_of(message: Message, name: str) -> Resource:
+    """The resource that `message` is."""
+    body = serialize(message)
+    type_url = TypeUrl(f"type.googleapis.com/{message.DESCRIPTOR.full_name}")
+    return Resource(type_url=type_url, name=name, version=digest(body), body=body)

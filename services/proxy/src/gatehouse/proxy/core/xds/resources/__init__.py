@@ -1,0 +1,1 @@
+"""Builders of single Envoy resources: pure functions from settings to protobuf messages."""

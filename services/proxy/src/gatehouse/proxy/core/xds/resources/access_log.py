@@ -1,0 +1,143 @@
+"""What does Envoy write about each request? (observability, access log)
+
+Envoy writes the lines itself, as JSON on its standard output (design D10).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from envoy.config.accesslog.v3 import accesslog_pb2
+from envoy.config.route.v3 import route_components_pb2
+from envoy.extensions.access_loggers.filters.cel.v3 import cel_pb2
+from envoy.extensions.access_loggers.stream.v3 import stream_pb2
+from envoy.type.matcher.v3 import regex_pb2, string_pb2
+from google.protobuf.struct_pb2 import Struct
+
+from gatehouse.common.config.model import Settings
+from gatehouse.common.extauthz_context import DECISION_NAMESPACE
+from gatehouse.proxy.core.xds.resource import packed
+from gatehouse.proxy.core.xds.resources.upstream_clusters import CLUSTER_METADATA
+
+_INFO: Final = frozenset({"trace", "debug", "info"})
+_DEBUG: Final = frozenset({"trace", "debug"})
+_PROBE_PATHS: Final = r"/(ping|healthz)(\?.*)?"
+_HEADERS_PREFIX: Final = "headers."
+
+_FIELDS: Final[Mapping[str, Any]] = {
+    "authority": "%REQ(:AUTHORITY)%",
+    "duration": "%DURATION%",
+    "forwarded-for": "%REQ(X-FORWARDED-FOR)%",
+    "method": "%REQ(:METHOD)%",
+    "path": "%PATH(NQ:PATH)%",
+    "referer": "%REQ_WITHOUT_QUERY(REFERER)%",
+    "request-id": "%REQ(X-REQUEST-ID)%",
+    "response-code": "%RESPONSE_CODE%",
+    "response-code-details": "%RESPONSE_CODE_DETAILS%",
+    "size": "%BYTES_SENT%",
+    "upstream-cluster": "%UPSTREAM_CLUSTER_RAW%",
+    "user-agent": "%REQ(USER-AGENT)%",
+    "cluster-stat-name": f"%METADATA(CLUSTER:{CLUSTER_METADATA}:stat_name)%",
+    "ip": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
+    "query": "%QUERY_PARAMS(ORIG)%",
+    "client-certificate": {
+        "issuer": "%DOWNSTREAM_PEER_ISSUER%",
+        "subject": "%DOWNSTREAM_PEER_SUBJECT%",
+        "subjectAltName": {
+            "dns": "%DOWNSTREAM_PEER_DNS_SAN%",
+            "uri": "%DOWNSTREAM_PEER_URI_SAN%",
+        },
+    },
+}
+# From the decision: who made the request, and by which route. Always written.
+_DECISION: Final = {
+    name: f"%DYNAMIC_METADATA({DECISION_NAMESPACE}:{name})%"
+    for name in ("session-id", "user", "route-id", "remembered")
+}
+
+
+def log_level(settings: Settings) -> str:
+    """The level of the data plane."""
+    return settings.proxy_log_level or settings.log_level
+
+
+def access_logs(settings: Settings) -> list[accesslog_pb2.AccessLog]:
+    """The logs of the main connection manager: requests, and at debug level the probes too."""
+    level = log_level(settings)
+    if level not in _INFO:
+        return []
+    logs = [_log(_fields(settings, "info", "http-request"), _probe_filter(inverted=True))]
+    if level in _DEBUG:
+        logs.append(_log(_fields(settings, "debug", "http-request"), _probe_filter(inverted=False)))
+    return logs
+
+
+def connection_failure_log() -> accesslog_pb2.AccessLog:
+    """Handshakes that failed, where the listener itself verifies client certificates."""
+    fields = {
+        **_constants("info", "listener connection failure"),
+        "client-certificate": _FIELDS["client-certificate"],
+        "ip": _FIELDS["ip"],
+        "tls-sni-hostname": "%REQUESTED_SERVER_NAME%",
+        "downstream-transport-failure-reason": "%DOWNSTREAM_TRANSPORT_FAILURE_REASON%",
+    }
+    failed = accesslog_pb2.AccessLogFilter(
+        extension_filter=accesslog_pb2.ExtensionFilter(
+            name="envoy.access_loggers.extension_filters.cel",
+            typed_config=packed(
+                cel_pb2.ExpressionFilter(expression="connection.transport_failure_reason != ''")
+            ),
+        )
+    )
+    return _log(fields, failed)
+
+
+def _fields(settings: Settings, level: str, message: str) -> dict[str, Any]:
+    fields = _constants(level, message)
+    headers: dict[str, str] = {}
+    for name in settings.access_log_fields:
+        if name.startswith(_HEADERS_PREFIX):
+            header = name.removeprefix(_HEADERS_PREFIX)
+            headers[header] = f"%REQ({header.upper()})%"
+        elif name in _FIELDS:
+            fields[name] = _FIELDS[name]
+    if headers:
+        fields["headers"] = headers
+    return fields | _DECISION
+
+
+def _constants(level: str, message: str) -> dict[str, Any]:
+    return {
+        "level": level,
+        "time": "%START_TIME(%Y-%m-%dT%H:%M:%SZ)%",
+        "message": message,
+        "service": "envoy",
+    }
+
+
+def _log(
+    fields: Mapping[str, Any], chosen: accesslog_pb2.AccessLogFilter
+) -> accesslog_pb2.AccessLog:
+    format_ = Struct()
+    format_.update(fields)
+    return accesslog_pb2.AccessLog(
+        name="envoy.access_loggers.stdout",
+        filter=chosen,
+        typed_config=packed(stream_pb2.StdoutAccessLog(log_format={"json_format": format_})),
+    )
+
+
+def _probe_filter(*, inverted: bool) -> accesslog_pb2.AccessLogFilter:
+    return accesslog_pb2.AccessLogFilter(
+        header_filter=accesslog_pb2.HeaderFilter(
+            header=route_components_pb2.HeaderMatcher(
+                name=":path",
+                string_match=string_pb2.StringMatcher(
+                    safe_regex=regex_pb2.RegexMatcher(regex=_PROBE_PATHS)
+                ),
+                invert_match=inverted,
+                treat_missing_header_as_empty=True,
+            )
+        )
+    )

@@ -1,0 +1,131 @@
+"""How does Envoy present itself to browsers, and what does it ask of their certificates?"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Final
+
+from envoy.extensions.transport_sockets.tls.v3 import common_pb2, tls_pb2
+from envoy.type.matcher.v3 import regex_pb2, string_pb2
+
+from gatehouse.common.config.model import CodecType, MTLSEnforcement
+from gatehouse.common.config.resolved import ResolvedSettings
+from gatehouse.proxy.core.xds.resources.environment import SnapshotFiles
+from gatehouse.proxy.core.xds.resources.scalars import boolean, uint32
+from gatehouse.proxy.core.xds.resources.trust import certificate
+from gatehouse.proxy.errors import SnapshotError
+
+_CIPHERS: Final = (
+    *("ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-RSA-AES256-GCM-SHA384"),
+    *("ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-RSA-AES128-GCM-SHA256"),
+    *("ECDHE-ECDSA-CHACHA20-POLY1305", "ECDHE-RSA-CHACHA20-POLY1305"),
+)
+_ALPN: Final = {
+    CodecType.HTTP1: ("http/1.1",),
+    CodecType.HTTP2: ("h2",),
+    CodecType.AUTO: ("h2", "http/1.1"),
+    CodecType.HTTP3: ("h2", "http/1.1"),
+}
+_SAN_TYPES: Final = {
+    "dns": common_pb2.SubjectAltNameMatcher.DNS,
+    "email": common_pb2.SubjectAltNameMatcher.EMAIL,
+    "ip_address": common_pb2.SubjectAltNameMatcher.IP_ADDRESS,
+    "uri": common_pb2.SubjectAltNameMatcher.URI,
+}
+_UPN: Final = "user_principal_name"
+_UPN_OID: Final = "1.3.6.1.4.1.311.20.2.3"
+
+
+def alpn(codec_type: CodecType) -> tuple[str, ...]:
+    """The protocols offered on TCP."""
+    return _ALPN[codec_type]
+
+
+def downstream_tls(
+    resolved: ResolvedSettings, files: SnapshotFiles, alpn_protocols: tuple[str, ...]
+) -> tls_pb2.DownstreamTlsContext:
+    """One context with every certificate; Envoy chooses among them by the name asked for."""
+    pairs = list(resolved.certificates)
+    if resolved.fallback_certificate is not None:
+        pairs.append(resolved.fallback_certificate)
+    if not pairs:
+        raise SnapshotError(
+            "there is no certificate to serve https with: set certificate_file and "
+            "certificate_key_file, or insecure_server behind a balancer that ends TLS"
+        )
+    common = common_pb2.CommonTlsContext(
+        tls_params=common_pb2.TlsParameters(
+            tls_minimum_protocol_version=common_pb2.TlsParameters.TLSv1_2,
+            tls_maximum_protocol_version=common_pb2.TlsParameters.TLSv1_3,
+            cipher_suites=_CIPHERS,
+        ),
+        tls_certificates=[certificate(pair, files) for pair in pairs],
+        alpn_protocols=alpn_protocols,
+    )
+    result = tls_pb2.DownstreamTlsContext(common_tls_context=common)
+    authorities = _client_authorities(resolved)
+    if authorities:
+        # Left unset beside a validation context, Envoy warns of an insecure default.
+        rejects = rejects_connections(resolved)
+        result.require_client_certificate.CopyFrom(boolean(rejects))
+        result.common_tls_context.validation_context.CopyFrom(
+            _client_validation(resolved, authorities, files, rejects=rejects)
+        )
+    return result
+
+
+def rejects_connections(resolved: ResolvedSettings) -> bool:
+    """True when a client without a valid certificate does not even get a connection."""
+    mtls = resolved.settings.downstream_mtls
+    return mtls.enforcement is MTLSEnforcement.REJECT_CONNECTION
+
+
+def _client_authorities(resolved: ResolvedSettings) -> bytes:
+    mtls = resolved.settings.downstream_mtls
+    if mtls.ca_file or mtls.crl_file:
+        raise SnapshotError(
+            "downstream_mtls: ca_file and crl_file cannot be used yet; give ca and crl inline"
+        )
+    parts = [_pem("downstream_mtls.ca", mtls.ca)] if mtls.ca else []
+    routes = {route.tls_downstream_client_ca_pem for route in resolved.routes} - {None}
+    parts += sorted(pem for pem in routes if pem)
+    return b"\n".join(parts)
+
+
+def _client_validation(
+    resolved: ResolvedSettings, authorities: bytes, files: SnapshotFiles, *, rejects: bool
+) -> common_pb2.CertificateValidationContext:
+    mtls = resolved.settings.downstream_mtls
+    context = common_pb2.CertificateValidationContext(
+        trusted_ca=files.add("client-ca", authorities), only_verify_leaf_cert_crl=True
+    )
+    if not rejects:
+        # Authorize verifies, by route, and answers with a page.
+        context.trust_chain_verification = common_pb2.CertificateValidationContext.ACCEPT_UNTRUSTED
+        return context
+    if mtls.crl:
+        context.crl.CopyFrom(files.add("client-crl", _pem("downstream_mtls.crl", mtls.crl)))
+    if mtls.max_verify_depth:
+        context.max_verify_depth.CopyFrom(uint32(mtls.max_verify_depth))
+    for entry in mtls.match_subject_alt_names:
+        for kind, expression in entry.items():
+            matcher = common_pb2.SubjectAltNameMatcher(
+                matcher=string_pb2.StringMatcher(
+                    safe_regex=regex_pb2.RegexMatcher(regex=expression)
+                )
+            )
+            if kind == _UPN:
+                matcher.san_type = common_pb2.SubjectAltNameMatcher.OTHER_NAME
+                matcher.oid = _UPN_OID
+            else:
+                matcher.san_type = _SAN_TYPES[kind]
+            context.match_typed_subject_alt_names.append(matcher)
+    return context
+
+
+def _pem(key: str, text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error:
+        raise SnapshotError(f"{key}: is not base64") from None

@@ -1,0 +1,76 @@
+"""Which host names does a virtual host or a wildcard route stand for?"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from gatehouse.common.config.resolved import FromURL, ResolvedSettings
+
+_DEFAULT_PORTS = {"https": 443, "http": 80}
+_MATCH_ANY_PORT = "match_any_incoming_port"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Host:
+    """A host as routes name it: lower case, with a port only when that port alone is meant."""
+
+    name: str
+    port: int | None = None
+
+    @property
+    def key(self) -> str:
+        """`name` or `name:port`."""
+        return self.name if self.port is None else f"{self.name}:{self.port}"
+
+    @property
+    def is_wildcard(self) -> bool:
+        """True when a star stands for a part of the name."""
+        return "*" in self.name
+
+    def domains(self, resolved: ResolvedSettings) -> tuple[str, ...]:
+        """The `Host` headers of this virtual host, as Envoy matches them (in any letters)."""
+        if self.port is not None:
+            return (self.key,)
+        if resolved.settings.runtime_flags.get(_MATCH_ANY_PORT, True):
+            return (self.name, f"{self.name}:*")
+        default = 80 if resolved.settings.insecure_server else 443
+        return (self.name, f"{self.name}:{default}")
+
+    def authority_regex(self) -> str:
+        """An expression for wildcard hosts over the whole `:authority`, in any letters.
+
+        Everything but the stars is taken literally.
+        """
+        name = "(.*)".join(re.escape(part) for part in self.name.split("*"))
+        port = r"(:(.+))?" if self.port is None else f":{self.port}"
+        return f"(?i)^{name}{port}$"
+
+
+def route_hosts(from_url: FromURL) -> tuple[Host, ...]:
+    """The hosts a route answers to. Tunnel routes mean the authority of CONNECT."""
+    if from_url.scheme in {"tcp+https", "udp+https"}:
+        if from_url.connect_targets:
+            return tuple(_split(target) for target in from_url.connect_targets)
+        return (Host(from_url.host, from_url.port or 443),)
+    port = from_url.port
+    if port == _DEFAULT_PORTS.get(from_url.scheme):
+        port = None
+    return (Host(from_url.host, port),)
+
+
+def authenticate_host(resolved: ResolvedSettings) -> Host | None:
+    """Where users sign in, when that is known."""
+    if not resolved.authenticate_url:
+        return None
+    parts = urlsplit(resolved.authenticate_url)
+    port = parts.port
+    if port == _DEFAULT_PORTS.get(parts.scheme):
+        port = None
+    return Host((parts.hostname or "").lower(), port)
+
+
+def _split(target: str) -> Host:
+    name, _, port = target.rpartition(":")
+    return Host(name.lower(), int(port)) if name else Host(target.lower(), 443)

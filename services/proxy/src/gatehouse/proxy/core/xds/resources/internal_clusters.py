@@ -1,0 +1,198 @@
+"""Which clusters lead to our own services?"""
+
+from __future__ import annotations
+
+from typing import Final
+from urllib.parse import urlsplit
+
+from envoy.config.cluster.v3 import cluster_pb2, outlier_detection_pb2
+from envoy.config.common.mutation_rules.v3 import mutation_rules_pb2
+from envoy.config.core.v3 import address_pb2, base_pb2, health_check_pb2
+from envoy.extensions.filters.http.header_mutation.v3 import header_mutation_pb2
+from envoy.extensions.filters.http.upstream_codec.v3 import upstream_codec_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import (
+    http_connection_manager_pb2,
+)
+from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
+
+from gatehouse.common.config.model import DNSLookupFamily
+from gatehouse.common.config.resolved import ResolvedSettings, ServiceName
+from gatehouse.common.extauthz_context import AUTHORIZE_CLUSTER
+from gatehouse.proxy.core.xds.resource import packed
+from gatehouse.proxy.core.xds.resources.endpoints import Endpoint, add_endpoints
+from gatehouse.proxy.core.xds.resources.environment import SnapshotEnvironment, SnapshotFiles
+from gatehouse.proxy.core.xds.resources.protocols import (
+    HTTP_PROTOCOL_OPTIONS,
+    HTTPVersion,
+    internal_grpc,
+    protocol_options,
+)
+from gatehouse.proxy.core.xds.resources.scalars import boolean, literal, seconds, uint32
+from gatehouse.proxy.core.xds.resources.trust import roots_pem, upstream_tls
+from gatehouse.proxy.core.xds.resources.upstream_clusters import (
+    BUFFER_LIMIT,
+    CONNECT_TIMEOUT_S,
+    circuit_breaker_thresholds,
+)
+from gatehouse.proxy.errors import SnapshotError
+
+CONTROL_PLANE_HTTP: Final = "pomerium-control-plane-http"
+AUTHENTICATE: Final = "pomerium-authenticate"
+ENVOY_ADMIN: Final = "pomerium-envoy-admin"
+
+_UNLIMITED: Final = 2**32 - 1
+_KEEPALIVE_S: Final = 15
+
+
+def internal_clusters(
+    resolved: ResolvedSettings, environment: SnapshotEnvironment, files: SnapshotFiles
+) -> tuple[cluster_pb2.Cluster, ...]:
+    """All of them, in order of their names."""
+    clusters = [
+        _http_pipe(CONTROL_PLANE_HTTP, environment.proxy_http_socket, resolved),
+        _authorize(resolved, environment, files),
+    ]
+    if resolved.runs(ServiceName.AUTHENTICATE):
+        clusters.append(_http_pipe(AUTHENTICATE, environment.authenticate_http_socket, resolved))
+    if resolved.settings.envoy_admin_address:
+        clusters.append(_http_pipe(ENVOY_ADMIN, environment.envoy_admin_socket, resolved))
+    return tuple(sorted(clusters, key=lambda cluster: str(cluster.name)))
+
+
+def _base(name: str, resolved: ResolvedSettings) -> cluster_pb2.Cluster:
+    return cluster_pb2.Cluster(
+        name=name,
+        connect_timeout=seconds(CONNECT_TIMEOUT_S),
+        per_connection_buffer_limit_bytes=uint32(BUFFER_LIMIT),
+        circuit_breakers={
+            "thresholds": [
+                circuit_breaker_thresholds(
+                    resolved.settings.circuit_breaker_thresholds, default=_UNLIMITED
+                )
+            ]
+        },
+    )
+
+
+def _http_pipe(name: str, socket: str, resolved: ResolvedSettings) -> cluster_pb2.Cluster:
+    cluster = _base(name, resolved)
+    options = packed(protocol_options(HTTPVersion.HTTP1))
+    cluster.typed_extension_protocol_options[HTTP_PROTOCOL_OPTIONS].CopyFrom(options)
+    add_endpoints(cluster, [Endpoint(pipe=socket)], resolved.settings)
+    return cluster
+
+
+def _authorize(
+    resolved: ResolvedSettings, environment: SnapshotEnvironment, files: SnapshotFiles
+) -> cluster_pb2.Cluster:
+    """Authorize beside us over a Unix socket, else every address of its URLs, watched closely."""
+    cluster = _base(AUTHORIZE_CLUSTER, resolved)
+    options = internal_grpc()
+    _show_credential(options, environment.authorize_jwt)
+    cluster.typed_extension_protocol_options[HTTP_PROTOCOL_OPTIONS].CopyFrom(packed(options))
+    if resolved.runs(ServiceName.AUTHORIZE):
+        add_endpoints(cluster, [Endpoint(pipe=environment.grpc_socket)], resolved.settings)
+        return cluster
+    family = resolved.settings.dns_lookup_family
+    if "dns_lookup_family" not in resolved.settings.model_fields_set:
+        family = DNSLookupFamily.ALL
+    endpoints = [_remote(url, resolved, environment, files) for url in resolved.authorize_urls]
+    if not endpoints:
+        raise SnapshotError("there is no authorize service to ask: set authorize_service_url")
+    add_endpoints(cluster, endpoints, resolved.settings, lookup_family=family)
+    cluster.upstream_connection_options.tcp_keepalive.CopyFrom(
+        address_pb2.TcpKeepalive(
+            keepalive_time=uint32(_KEEPALIVE_S), keepalive_interval=uint32(_KEEPALIVE_S)
+        )
+    )
+    cluster.health_checks.append(_health_check())
+    cluster.outlier_detection.CopyFrom(_outlier_detection())
+    # With few replicas Envoy's panic mode would send every check to known dead ones.
+    cluster.common_lb_config.healthy_panic_threshold.value = 0.0
+    return cluster
+
+
+def _remote(
+    url: str, resolved: ResolvedSettings, environment: SnapshotEnvironment, files: SnapshotFiles
+) -> Endpoint:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme not in {"http", "https"} or not host:
+        raise SnapshotError(f"authorize_service_url: {url!r} is not an http or https URL")
+    secure = parts.scheme == "https"
+    tls = None
+    if secure:
+        tls = upstream_tls(
+            server_name=resolved.settings.override_certificate_name or host,
+            trusted_pem=roots_pem(resolved, environment),
+            files=files,
+            alpn=("h2", "http/1.1"),
+        )
+    return Endpoint(
+        host=host, port=parts.port or (443 if secure else 80), hostname=parts.netloc, tls=tls
+    )
+
+
+def _show_credential(options: http_protocol_options_pb2.HttpProtocolOptions, jwt: str) -> None:
+    """Add the service JWT to each call.
+
+    It stands in the cluster, not in the listener: a new one comes every half hour, and a changed
+    listener drains its connections.
+    """
+    mutation = mutation_rules_pb2.HeaderMutation(
+        append=base_pb2.HeaderValueOption(
+            header=base_pb2.HeaderValue(key="jwt", value=literal(jwt)),
+            append_action=base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD,
+        )
+    )
+    filters = [
+        (
+            "envoy.filters.http.header_mutation",
+            header_mutation_pb2.HeaderMutation(
+                mutations=header_mutation_pb2.Mutations(request_mutations=[mutation])
+            ),
+        ),
+        ("envoy.filters.http.upstream_codec", upstream_codec_pb2.UpstreamCodec()),
+    ]
+    for name, config in filters:
+        options.http_filters.append(
+            http_connection_manager_pb2.HttpFilter(name=name, typed_config=packed(config))
+        )
+
+
+def _health_check() -> health_check_pb2.HealthCheck:
+    return health_check_pb2.HealthCheck(
+        timeout=seconds(1.0),
+        interval=seconds(2.0),
+        no_traffic_interval=seconds(2.0),
+        initial_jitter=seconds(0.1),
+        interval_jitter=seconds(0.1),
+        interval_jitter_percent=10,
+        unhealthy_threshold=uint32(1),
+        healthy_threshold=uint32(1),
+        reuse_connection=boolean(True),
+        grpc_health_check=health_check_pb2.HealthCheck.GrpcHealthCheck(
+            service_name=AUTHORIZE_CLUSTER
+        ),
+    )
+
+
+def _outlier_detection() -> outlier_detection_pb2.OutlierDetection:
+    return outlier_detection_pb2.OutlierDetection(
+        consecutive_5xx=uint32(5),
+        interval=seconds(10.0),
+        base_ejection_time=seconds(30.0),
+        max_ejection_time=seconds(300.0),
+        max_ejection_percent=uint32(100),
+        consecutive_gateway_failure=uint32(5),
+        enforcing_consecutive_gateway_failure=uint32(0),
+        failure_percentage_threshold=uint32(85),
+        enforcing_failure_percentage=uint32(100),
+        failure_percentage_minimum_hosts=uint32(2),
+        failure_percentage_request_volume=uint32(10),
+        success_rate_minimum_hosts=uint32(2),
+        success_rate_request_volume=uint32(10),
+        success_rate_stdev_factor=uint32(1900),
+    )
+
+

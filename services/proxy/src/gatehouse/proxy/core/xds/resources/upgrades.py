@@ -1,0 +1,65 @@
+"""Which protocol upgrades does a route let through?"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from envoy.config.route.v3 import route_components_pb2
+
+from gatehouse.common.config.model import Settings
+from gatehouse.common.config.resolved import ResolvedRoute
+from gatehouse.proxy.core.xds.resources.scalars import boolean
+
+WEBSOCKET: Final = "websocket"
+SPDY: Final = "spdy/3.1"
+
+_UpgradeConfig = route_components_pb2.RouteAction.UpgradeConfig
+
+
+def is_kubernetes(route: ResolvedRoute) -> bool:
+    """True when the upstream is a Kubernetes API that we impersonate users to."""
+    return route.kubernetes_service_account_token is not None
+
+
+def is_tunnel(route: ResolvedRoute) -> bool:
+    """True for `tcp+https` and `udp+https` routes."""
+    return route.from_url.scheme in {"tcp+https", "udp+https"}
+
+
+def _tokens(route: ResolvedRoute, settings: Settings) -> frozenset[str]:
+    chosen = route.settings.allow_upgrades
+    if chosen is None:
+        chosen = settings.allow_upgrades
+    return frozenset(token.strip().lower() for token in chosen if token.strip())
+
+
+def allows_websockets(route: ResolvedRoute, settings: Settings) -> bool:
+    """True when WebSocket upgrades pass."""
+    wanted = route.settings.allow_websockets or WEBSOCKET in _tokens(route, settings)
+    return wanted or is_kubernetes(route)
+
+
+def upgrade_configs(route: ResolvedRoute, settings: Settings) -> list[_UpgradeConfig]:
+    """WebSocket and SPDY always, on or off; then what the route allows besides."""
+    tokens = _tokens(route, settings)
+    spdy = route.settings.allow_spdy or SPDY in tokens or is_kubernetes(route)
+    configs = [
+        _UpgradeConfig(
+            upgrade_type=WEBSOCKET, enabled=boolean(allows_websockets(route, settings))
+        ),
+        _UpgradeConfig(upgrade_type=SPDY, enabled=boolean(spdy)),
+    ]
+    configs.extend(
+        _UpgradeConfig(upgrade_type=token, enabled=boolean(True))
+        for token in sorted(tokens - {WEBSOCKET, SPDY, "connect", "connect-udp"})
+    )
+    if is_tunnel(route):
+        udp = route.from_url.scheme == "udp+https"
+        tunnel = _UpgradeConfig(
+            upgrade_type="CONNECT-UDP" if udp else "CONNECT", enabled=boolean(True)
+        )
+        if all(upstream.scheme in {"tcp", "udp"} for upstream in route.upstreams):
+            # Terminate CONNECT here; without it the request is passed on to another proxy.
+            tunnel.connect_config.SetInParent()
+        configs.append(tunnel)
+    return configs

@@ -1,0 +1,1 @@
+"""The proxy's contacts with the outside: Envoy, its sockets and files, and browsers."""

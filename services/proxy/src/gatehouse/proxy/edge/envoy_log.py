@@ -1,0 +1,80 @@
+"""What does Envoy say on its standard error, and where does it go?"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from gatehouse.common.observability.logging import get_logger
+
+# Given to Envoy as --log-format: level, logger and the escaped message, one line each.
+LOG_FORMAT: Final = "[gatehouse]%l--%n--%v"
+
+_PREFIX: Final = "[gatehouse]"
+_CHUNK: Final = 64 << 10
+_MAX_LINE: Final = 16 << 10
+
+# Envoy's levels to ours: its `info` tells of its own life, which is our debug.
+_METHODS: Final = {
+    "trace": "debug",
+    "debug": "debug",
+    "info": "debug",
+    "warning": "warning",
+    "warn": "warning",
+    "error": "error",
+    "critical": "error",
+}
+# Our level names to --log-level.
+_ENVOY_LEVELS: Final = {
+    "trace": "trace",
+    "debug": "debug",
+    "info": "info",
+    "warn": "warning",
+    "warning": "warning",
+    "error": "error",
+    "critical": "critical",
+    "fatal": "critical",
+    "panic": "critical",
+    "off": "off",
+    "none": "off",
+    "disabled": "off",
+}
+
+_log = get_logger("envoy")
+
+
+def envoy_level(level: str) -> str:
+    """Envoy's name of one of our log levels."""
+    return _ENVOY_LEVELS[level]
+
+
+def parse_line(line: str) -> tuple[str, str, str]:
+    """Level, logger and message of a line. A line of another form is an error of Envoy's."""
+    if line.startswith(_PREFIX):
+        level, first, rest = line[len(_PREFIX) :].partition("--")
+        name, second, message = rest.partition("--")
+        if first and second and level in _METHODS:
+            return level, name, message
+    return "error", "", line
+
+
+async def relay(stream: asyncio.StreamReader) -> None:
+    """Log every line until the stream ends; longer lines are cut."""
+    rest = b""
+    while chunk := await stream.read(_CHUNK):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            _write(line)
+        if len(rest) > _MAX_LINE:
+            _write(rest)
+            rest = b""
+    if rest:
+        _write(rest)
+
+
+def _write(raw: bytes) -> None:
+    line = raw[:_MAX_LINE].decode(errors="replace").rstrip()
+    if not line:
+        return
+    level, name, message = parse_line(line)
+    getattr(_log, _METHODS[level])(message, name=name)

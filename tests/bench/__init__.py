@@ -1,0 +1,1 @@
+"""`make bench`: figures, each against a yardstick of the same run."""

@@ -1,0 +1,168 @@
+"""Running products for the end-to-end tests: one per topology, shared by the whole run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import oidc_provider_mock
+import pytest
+from tests.support.postgres import postgres_server
+
+from tests.support.stack import Stack, running
+from tests.support.upstream import EchoUpstream
+
+ADA = "ada@example.com"
+GRACE = "grace@example.com"
+MALLORY = "mallory@elsewhere.test"
+
+
+@dataclass
+class World:
+    """A running product and what it stands between."""
+
+    stack: Stack
+    upstream: EchoUpstream
+    issuer: str
+
+
+def standard_routes(upstream: str) -> list[dict[str, Any]]:
+    """One route of each kind that the tests need."""
+    return [
+        {
+            "from": "https://app.localhost",
+            "to": upstream,
+            "allow_any_authenticated_user": True,
+            "pass_identity_headers": True,
+            "set_request_headers": {"X-Set": "by-gatehouse"},
+        },
+        {
+            "from": "https://admin.localhost",
+            "to": upstream,
+            "pass_identity_headers": True,
+            "policy": [{"allow": {"or": [{"email": {"is": ADA}}]}}],
+        },
+        {
+            "from": "https://public.localhost",
+            "prefix": "/private",
+            "to": upstream,
+            "policy": [{"allow": {"and": [{"domain": "example.com"}]}}],
+        },
+        {
+            "from": "https://public.localhost",
+            "to": upstream,
+            "allow_public_unauthenticated_access": True,
+        },
+        {
+            "from": "https://methods.localhost",
+            "to": upstream,
+            "policy": [
+                {
+                    "allow": {"and": [{"authenticated_user": True}, {"http_method": "GET"}]},
+                    "deny": {"or": [{"http_path": {"starts_with": "/secret"}}]},
+                }
+            ],
+        },
+        {
+            "from": "https://rewrite.localhost",
+            "prefix": "/old/",
+            "prefix_rewrite": "/new/",
+            "to": upstream,
+            "allow_public_unauthenticated_access": True,
+        },
+        {
+            "from": "https://rewrite.localhost",
+            "path": "/exact",
+            "to": upstream,
+            "preserve_host_header": True,
+            "allow_public_unauthenticated_access": True,
+        },
+        {
+            "from": "https://rewrite.localhost",
+            "regex": "/r/[0-9]+",
+            "to": upstream,
+            "allow_public_unauthenticated_access": True,
+        },
+    ]
+
+
+@pytest.fixture(scope="session")
+def provider() -> Iterator[str]:
+    """The issuer of a third-party identity provider."""
+    with oidc_provider_mock.run_server_in_thread() as server:
+        yield f"http://localhost:{server.server_port}"
+
+
+@pytest.fixture(scope="session")
+def postgres_dsn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with postgres_server(tmp_path_factory.mktemp("postgres")) as dsn:
+        yield dsn
+
+
+def _world(directory: Path, provider: str, *, split: bool, postgres: str) -> Iterator[World]:
+    with EchoUpstream().running() as upstream:
+        stack = Stack(
+            directory=directory,
+            issuer=provider,
+            client_id="gatehouse",
+            client_secret="not-a-real-secret",
+            routes=standard_routes(upstream.url),
+            split=split,
+            postgres=postgres,
+            extra={"jwt_claims_headers": {"X-Pomerium-Claim-Email": "email"}},
+        )
+        with running(stack):
+            yield World(stack, upstream, provider)
+
+
+@pytest.fixture(scope="session")
+def all_in_one(tmp_path_factory: pytest.TempPathFactory, provider: str) -> Iterator[World]:
+    yield from _world(tmp_path_factory.mktemp("all"), provider, split=False, postgres="")
+
+
+@pytest.fixture(scope="session")
+def four_processes(
+    tmp_path_factory: pytest.TempPathFactory, provider: str, postgres_dsn: str
+) -> Iterator[World]:
+    yield from _world(tmp_path_factory.mktemp("four"), provider, split=True, postgres=postgres_dsn)
+
+
+@pytest.fixture(params=["all_in_one", "four_processes"])
+def world(request: pytest.FixtureRequest) -> World:
+    """Each topology in turn."""
+    found = request.getfixturevalue(request.param)
+    assert isinstance(found, World)
+    return found
+
+
+@pytest.fixture
+def fresh_stack(
+    tmp_path: Path, provider: str
+) -> Iterator[Callable[..., tuple[Stack, EchoUpstream]]]:
+    """Makes products that a test may break; all are stopped at its end."""
+    started: list[Stack] = []
+    with EchoUpstream().running() as upstream:
+
+        def make(**options: Any) -> tuple[Stack, EchoUpstream]:
+            options.setdefault("routes", standard_routes(upstream.url))
+            stack = Stack(
+                directory=tmp_path / f"stack-{len(started)}",
+                issuer=provider,
+                client_id="gatehouse",
+                client_secret="not-a-real-secret",
+                **options,
+            )
+            started.append(stack)
+            return stack, upstream
+
+        try:
+            yield make
+        finally:
+            for stack in started:
+                for process in stack.processes.values():
+                    if process.process.poll() is None:
+                        process.process.terminate()
+                for process in stack.processes.values():
+                    process.process.wait(30)
