@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import oidc_provider_mock
 
-from gatehouse.proxy.edge.envoy_binary import find_envoy
+from gatehouse.proxy.edge.envoy_binary import find_envoy_binary
 from tests.bench.figures import Figure
 from tests.support.stack import Stack, free_ports
 from tests.support.upstream import EchoUpstream
@@ -82,7 +82,16 @@ def bare_envoy(directory: Path) -> float:
     path.write_text(json.dumps({"static_resources": {"listeners": [listener]}}))
     began = time.monotonic()
     process = subprocess.Popen(
-        [find_envoy(), "-c", path, "--use-dynamic-base-id", "-l", "error", "--concurrency", "1"],
+        [
+            find_envoy_binary(),
+            "-c",
+            path,
+            "--use-dynamic-base-id",
+            "-l",
+            "error",
+            "--concurrency",
+            "1",
+        ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

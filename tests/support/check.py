@@ -7,11 +7,30 @@ from urllib.parse import quote
 
 from envoy.service.auth.v3 import external_auth_pb2
 
+from gatehouse.authorize.core.check_request import read_check_request
+from gatehouse.authorize.core.decision import Answer, Decider
+from gatehouse.authorize.core.identity import ANONYMOUS, IdentityCache
+from gatehouse.authorize.core.route_plan import compile_plans
+from gatehouse.common.config.model import Settings
+from gatehouse.common.config.resolved import (
+    IdentityProviderSettings,
+    ListenAddress,
+    ResolvedRoute,
+    ResolvedSettings,
+    ServiceName,
+)
+from gatehouse.common.config.route_model import Route
+from gatehouse.common.config.routes import parse_from
 from gatehouse.common.extauthz_context import (
     CLIENT_ASSERTION_NAMESPACE,
     CLIENT_CERTIFICATE_NAMESPACE,
 )
+from gatehouse.common.ids import RouteId
+from gatehouse.common.jose.keys import SigningKey, derive_signing_key
+from gatehouse.common.policy.ast import Policy
 from gatehouse.common.session.handle import Handle, encode_handle
+from tests.support.clock import SeededRng
+from tests.support.policy import NOW_S, World, example_world
 
 CheckRequest = external_auth_pb2.CheckRequest
 CheckResponse = external_auth_pb2.CheckResponse
@@ -84,11 +103,11 @@ def status_of(response: Any) -> int:
         return 200
     assert response.status.code == 7
     assert response.HasField("denied_response")
-    return response.denied_response.status.code
+    return int(response.denied_response.status.code)
 
 
 def is_allowed(response: Any) -> bool:
-    return response.HasField("ok_response")
+    return bool(response.HasField("ok_response"))
 
 
 def set_headers(response: Any) -> dict[str, str]:
@@ -97,3 +116,103 @@ def set_headers(response: Any) -> dict[str, str]:
     names = [option.header.key for option in part.headers]
     assert len(names) == len(set(names)), names
     return {option.header.key: option.header.value for option in part.headers}
+
+
+SECRET = b"s" * 32
+OTHER_SECRET = b"o" * 32
+ROUTE_ID = "0123456789abcdef"
+AUTHENTICATE_URL = "https://authenticate.example.com"
+
+
+def provider(idp_id: str = "idp-1") -> IdentityProviderSettings:
+    return IdentityProviderSettings(
+        id=idp_id,
+        type="oidc",
+        url="https://idp.example.com",
+        client_id="client",
+        client_secret="client-secret-value",
+        scopes=(),
+        request_params=None,
+    )
+
+
+def route(
+    policy: Policy,
+    *,
+    index: int = 0,
+    route_id: str = ROUTE_ID,
+    from_: str = "https://app.example.com",
+    idp: IdentityProviderSettings | None = None,
+    **keys: Any,
+) -> ResolvedRoute:
+    return ResolvedRoute(
+        index=index,
+        id=RouteId(route_id),
+        checksum=7,
+        settings=Route.model_validate({"from": from_, "to": ["http://127.0.0.1:1"], **keys}),
+        from_url=parse_from(from_),
+        upstreams=(),
+        policy=policy,
+        identity_provider=idp or provider(),
+    )
+
+
+def resolved_settings(
+    *routes: ResolvedRoute,
+    secrets: tuple[bytes, ...] = (SECRET,),
+    authenticate_url: str = AUTHENTICATE_URL,
+    databroker_urls: tuple[str, ...] = (),
+    services: frozenset[ServiceName] = frozenset({ServiceName.AUTHORIZE}),
+    signing_keys: tuple[SigningKey, ...] | None = None,
+    **keys: Any,
+) -> ResolvedSettings:
+    address = ListenAddress("127.0.0.1", 0)
+    return ResolvedSettings(
+        settings=Settings.model_validate(keys),
+        services=services,
+        shared_secrets=secrets,
+        cookie_secrets=secrets,
+        signing_keys=(derive_signing_key(secrets[0]),) if signing_keys is None else signing_keys,
+        identity_provider=provider(),
+        certificates=(),
+        fallback_certificate=None,
+        ca_bundle_pem=None,
+        databroker_connection="",
+        routes=routes,
+        address=address,
+        grpc_address=address,
+        grpc_insecure=True,
+        authenticate_url=authenticate_url,
+        authenticate_internal_url=authenticate_url,
+        authorize_urls=(),
+        databroker_urls=databroker_urls,
+        watched_files=(),
+        generation="test",
+    )
+
+
+class Desk:
+    """A Decider over some records: what `edge/ext_authz.py` does, without a network."""
+
+    def __init__(self, settings: ResolvedSettings, world: World | None = None) -> None:
+        self.world = world or example_world()
+        self.now_s = NOW_S
+        self.decider = Decider(compile_plans(settings), SeededRng())
+        self.identities = IdentityCache()
+
+    def answer(self, request: Any) -> Answer:
+        facts = read_check_request(request)
+        prepared = self.decider.prepare(facts, self.now_s)
+        identity = ANONYMOUS
+        if prepared.handle is not None:
+            name = prepared.handle.session_id
+            identity = self.identities.resolve(name, self.world.subject(name), self.now_s)
+        return self.decider.answer(facts, prepared, identity, self.now_s)
+
+    def check(self, **request: Any) -> Any:
+        return self.answer(check_request(**request)).response
+
+    def cookie(self, session_id: str, **changes: Any) -> dict[str, str]:
+        """Request headers of a signed-in browser."""
+        changes = {"idp_id": "idp-1"} | changes
+        return {"cookie": f"_pomerium={handle_token(SECRET, session_id, **changes)}"}

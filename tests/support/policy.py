@@ -87,16 +87,26 @@ class World:
     def __init__(self, *records: Record) -> None:
         self.records = {(record.type, record.id): record for record in records}
         self.reader = RecordReader()
+        self._decoded: dict[int, tuple[Record, object]] = {}
+
+    def decoded(self, key: tuple[str, str]) -> object:
+        """The same object while the record is the same, as in a replica."""
+        record = self.records.get(key)
+        if record is None:
+            return None
+        if id(record) not in self._decoded:
+            self._decoded[id(record)] = record, self.reader.decode(record)
+        return self._decoded[id(record)][1]
 
     def subject(self, handle_id: str) -> Subject:
         lookups = subject_lookups(handle_id)
         try:
             key = next(lookups)
             while True:
-                record = self.records.get(key)
-                key = lookups.send(None if record is None else self.reader.decode(record))
+                key = lookups.send(self.decoded(key))
         except StopIteration as end:
-            return end.value
+            subject: Subject = end.value
+            return subject
 
     def identity(self, handle_id: str, now_s: float = NOW_S) -> Identity:
         return resolve_identity(self.subject(handle_id), now_s)
@@ -134,8 +144,8 @@ def example_world() -> World:
 
 
 def example_identity(name: str) -> Identity:
-    """`–` is an anonymous request."""
-    return ANONYMOUS if name == "–" else example_world().identity(name)
+    """ "nobody" is an anonymous request."""
+    return ANONYMOUS if name == "nobody" else example_world().identity(name)
 
 
 def request_facts(**changes: Any) -> RequestFacts:

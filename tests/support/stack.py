@@ -27,6 +27,20 @@ import yaml
 from gatehouse.cli.demo.certificates import ensure_certificates
 from tests.support.localhost import localhost_client
 
+HOSTS = tuple(
+    f"{name}.localhost"
+    for name in (
+        "authenticate",
+        "app",
+        "admin",
+        "public",
+        "methods",
+        "rewrite",
+        "ws",
+        "new",
+        "nobody",
+    )
+)
 START_TIMEOUT_S = 40.0
 STOP_TIMEOUT_S = 30.0
 
@@ -116,7 +130,7 @@ class Stack:
 
     def __post_init__(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.certificates = ensure_certificates(self.directory / "ca")
+        self.certificates = ensure_certificates(self.directory / "ca", hosts=HOSTS)
         ports = free_ports(10)
         self.port, self.authenticate_port = ports[0], ports[0]
         if self.split:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 from google.protobuf.json_format import MessageToDict
 
 from gatehouse.authenticate.core.records import session_record, user_record
@@ -10,7 +12,7 @@ NOW = 1_800_000_000.0
 
 
 def identity(**changes):
-    values = {
+    values: dict[str, Any] = {
         "user_id": "user-1",
         "subject": "sub-1",
         "name": "Ada",

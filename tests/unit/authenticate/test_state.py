@@ -45,7 +45,9 @@ def test_state_hides_its_content_and_is_never_the_same_twice():
         flow.seal_state(REQUEST, csrf_token="t", key=KEY, now_s=NOW, rng=rng) for _ in range(10)
     }
     assert len(made) == 10
-    assert not any("app.example.com" in base64.urlsafe_b64decode(s + "==").decode("latin-1") for s in made)
+    assert not any(
+        "app.example.com" in base64.urlsafe_b64decode(s + "==").decode("latin-1") for s in made
+    )
 
 
 def test_state_opens_with_any_accepted_key_and_no_other():
@@ -104,7 +106,9 @@ def test_one_kind_of_sealed_value_is_not_another():
         flow.open_pkce(pkce, name="pkce2", keys=(KEY,), now_s=NOW)
 
 
-@pytest.mark.parametrize(("age_s", "good"), [(0, True), (43_200, True), (43_201, False), (-61, False)])
+@pytest.mark.parametrize(
+    ("age_s", "good"), [(0, True), (43_200, True), (43_201, False), (-61, False)]
+)
 def test_the_csrf_cookie_lives_twelve_hours(age_s, good):
     value = flow.seal_csrf("token", name="n", key=KEY, now_s=NOW, rng=SeededRng())
     if good:
@@ -132,6 +136,8 @@ def test_r33_each_state_has_its_own_pkce_cookie():
 
 @pytest.mark.parametrize("age_s", [15 * 60 + 1, -61])
 def test_an_old_pkce_cookie_does_not_open(age_s):
-    value = flow.seal_pkce(flow.new_pkce(SeededRng()), name="n", key=KEY, now_s=NOW, rng=SeededRng())
+    value = flow.seal_pkce(
+        flow.new_pkce(SeededRng()), name="n", key=KEY, now_s=NOW, rng=SeededRng()
+    )
     with pytest.raises(InvalidTokenError):
         flow.open_pkce(value, name="n", keys=(KEY,), now_s=NOW + age_s)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -42,18 +43,28 @@ CORS = "allow: {or: [{cors_preflight: true}, {authenticated_user: true}]}"
 
 # row, policy, who, request, allow, its reasons, deny, its reasons, outcome
 ROWS = [
-    (1, "allow: {or: [{accept: true}]}", "–", {}, True, "accept", False, "", ALLOWED),
-    (2, "allow: {and: [{reject: true}]}", "–", {}, False, "reject", False, "", 403),
+    (1, "allow: {or: [{accept: true}]}", "nobody", {}, True, "accept", False, "", ALLOWED),
+    (2, "allow: {and: [{reject: true}]}", "nobody", {}, False, "reject", False, "", 403),
     (3, "{}", "s1", {}, False, "", False, "", 403),
     (4, "deny: {or: [{accept: true}]}", "s1", {}, False, "", True, "accept", 403),
-    (5, AUTHENTICATED, "–", {}, False, "user-unauthenticated", False, "", LOGIN),
+    (5, AUTHENTICATED, "nobody", {}, False, "user-unauthenticated", False, "", LOGIN),
     (6, AUTHENTICATED, "s1", {}, True, "user-ok", False, "", ALLOWED),
     (7, AUTHENTICATED, "s2", {}, False, "user-unauthorized", False, "", 403),
     (8, IN_DOMAIN, "s1", {}, True, "domain-ok", False, "", ALLOWED),
     (9, IN_DOMAIN, "s4", {}, False, "domain-unauthorized", False, "", 403),
-    (10, NOT_EVIL, "–", {}, False, "user-unauthenticated", False, "", LOGIN),
+    (10, NOT_EVIL, "nobody", {}, False, "user-unauthenticated", False, "", LOGIN),
     (11, NOT_EVIL, "s3", {}, False, "domain-unauthorized", False, "", 403),
-    (12, "allow: {or: [{email: {not: b@x.y}}]}", "–", {}, True, "email-ok", False, "", ALLOWED),
+    (
+        12,
+        "allow: {or: [{email: {not: b@x.y}}]}",
+        "nobody",
+        {},
+        True,
+        "email-ok",
+        False,
+        "",
+        ALLOWED,
+    ),
     (
         *(13, "allow: {or: [{email: A@example.com}]}", "s1", {}),
         *(False, "email-unauthorized", False, "", 403),
@@ -103,7 +114,7 @@ ROWS = [
         *(False, "claim-unauthorized", False, "", 403),
     ),
     (
-        *(28, "allow: {or: [{claim/roles: {exclude: c}}]}", "–", {}),
+        *(28, "allow: {or: [{claim/roles: {exclude: c}}]}", "nobody", {}),
         *(True, "claim-ok", False, "", ALLOWED),
     ),
     (29, "allow: {or: [{groups: g1}]}", "s1", {}, True, "groups-ok", False, "", ALLOWED),
@@ -134,75 +145,86 @@ ROWS = [
         *(37, "allow: {nor: [{domain: example.com}, {email: z@z.z}]}", "s1", {}),
         *(True, "email-unauthorized", False, "", ALLOWED),
     ),
-    (38, NOT_AUTHENTICATED, "–", {}, True, "user-unauthenticated", False, "", LOGIN),
+    (38, NOT_AUTHENTICATED, "nobody", {}, True, "user-unauthenticated", False, "", LOGIN),
     (39, NOT_AUTHENTICATED, "s1", {}, False, "user-ok", False, "", 403),
     (
         *(40, "{allow: {or: [{domain: example.com}]}, deny: {or: [{user: u1}]}}", "s1", {}),
         *(True, "domain-ok", True, "user-ok", 403),
     ),
     (
-        *(41, "{allow: {or: [{accept: true}]}, deny: {or: [{email: b@x.y}]}}", "–", {}),
+        *(41, "{allow: {or: [{accept: true}]}, deny: {or: [{email: b@x.y}]}}", "nobody", {}),
         *(True, "accept", False, "user-unauthenticated", LOGIN),
     ),
     (
-        *(42, "{allow: {or: [{accept: true}]}, deny: {or: [{source_ip: 10.0.0.0/8}]}}", "–", {}),
+        *(
+            42,
+            "{allow: {or: [{accept: true}]}, deny: {or: [{source_ip: 10.0.0.0/8}]}}",
+            "nobody",
+            {},
+        ),
         *(True, "accept", True, "source-ip-ok", 403),
     ),
     (
         43,
         "{allow: {or: [{domain: example.com}]}, deny: {or: [{source_ip: 10.0.0.0/8}]}}",
-        *("–", {}, False, "user-unauthenticated", True, "source-ip-ok", LOGIN),
+        *("nobody", {}, False, "user-unauthenticated", True, "source-ip-ok", LOGIN),
     ),
     (
         44,
-        "{allow: {or: [{domain: example.com}]},"
-        " deny: {not: [{source_ip: [192.168.0.0/16, 10.1.2.3]}]}}",
+        (
+            "{allow: {or: [{domain: example.com}]},"
+            " deny: {not: [{source_ip: [192.168.0.0/16, 10.1.2.3]}]}}"
+        ),
         *("s1", {}, True, "domain-ok", False, "source-ip-ok", ALLOWED),
     ),
     (
-        *(45, "allow: {and: [{source_ip: 192.168.0.0/16}, {domain: example.com}]}", "–", {}),
+        *(45, "allow: {and: [{source_ip: 192.168.0.0/16}, {domain: example.com}]}", "nobody", {}),
         *(False, "source-ip-unauthorized user-unauthenticated", False, "", LOGIN),
     ),
     (
-        *(46, "allow: {or: [{source_ip: 10.0.0.0/8}]}", "–", {"ip": ""}),
+        *(46, "allow: {or: [{source_ip: 10.0.0.0/8}]}", "nobody", {"ip": ""}),
         *(False, "source-ip-unauthorized", False, "", 403),
     ),
     (
-        *(47, "allow: {or: [{http_path: {starts_with: /api/}}]}", "–", {"path": "/API/x"}),
+        *(47, "allow: {or: [{http_path: {starts_with: /api/}}]}", "nobody", {"path": "/API/x"}),
         *(False, "http-path-unauthorized", False, "", 403),
     ),
     (
-        *(48, "allow: {or: [{http_method: {not_in: [POST, PUT]}}]}", "–", {}),
+        *(48, "allow: {or: [{http_method: {not_in: [POST, PUT]}}]}", "nobody", {}),
         *(True, "http-method-ok", False, "", ALLOWED),
     ),
-    (49, CORS, "–", PREFLIGHT, True, "cors-request", False, "", ALLOWED),
+    (49, CORS, "nobody", PREFLIGHT, True, "cors-request", False, "", ALLOWED),
     (
-        *(50, CORS, "–", {"method": "OPTIONS", "headers": {"origin": "https://o.example"}}),
+        *(50, CORS, "nobody", {"method": "OPTIONS", "headers": {"origin": "https://o.example"}}),
         *(False, "non-cors-request user-unauthenticated", False, "", LOGIN),
     ),
     (
         51,
-        "{allow: {or: [{authenticated_user: true}]},"
-        " deny: {or: [{invalid_client_certificate: true}]}}",
-        *("–", NO_CERTIFICATE),
+        (
+            "{allow: {or: [{authenticated_user: true}]},"
+            " deny: {or: [{invalid_client_certificate: true}]}}"
+        ),
+        *("nobody", NO_CERTIFICATE),
         *(False, "user-unauthenticated", True, "client-certificate-required", 495),
     ),
     (
         52,
         "{allow: {or: [{accept: true}]}, deny: {or: [{invalid_client_certificate: true}]}}",
-        *("–", {"certificate_valid": False, "certificate_presented": True}),
+        *("nobody", {"certificate_valid": False, "certificate_presented": True}),
         *(True, "accept", True, "invalid-client-certificate", 495),
     ),
     (
         53,
         "{allow: {or: [{accept: true}]}, deny: {not: [{invalid_client_certificate: true}]}}",
-        *("–", NO_CERTIFICATE, True, "accept", False, "client-certificate-required", 495),
+        *("nobody", NO_CERTIFICATE, True, "accept", False, "client-certificate-required", 495),
     ),
     (
         54,
-        "{allow: {or: [{accept: true}]},"
-        " deny: {and: [{invalid_client_certificate: true}, {http_path: /x}]}}",
-        *("–", NO_CERTIFICATE, True, "accept", False, "http-path-unauthorized", ALLOWED),
+        (
+            "{allow: {or: [{accept: true}]},"
+            " deny: {and: [{invalid_client_certificate: true}, {http_path: /x}]}}"
+        ),
+        *("nobody", NO_CERTIFICATE, True, "accept", False, "http-path-unauthorized", ALLOWED),
     ),
     (
         69,
@@ -225,15 +247,15 @@ ROWS = [
     (
         72,
         with_client_certificate_rule(route_policy(allow_public_unauthenticated_access=True)),
-        *("–", NO_CERTIFICATE, True, "accept", True, "client-certificate-required", 495),
+        *("nobody", NO_CERTIFICATE, True, "accept", True, "client-certificate-required", 495),
     ),
     (
         73,
         "allow: {or: [{client_certificate: {san_email: {ends_with: '@x.y'}}}]}",
-        *("–", "certificate", True, "client-certificate-ok", False, "", ALLOWED),
+        *("nobody", "certificate", True, "client-certificate-ok", False, "", ALLOWED),
     ),
     (
-        *(74, "allow: {or: [{client_certificate: {}}]}", "–", {}),
+        *(74, "allow: {or: [{client_certificate: {}}]}", "nobody", {}),
         *(False, "client-certificate-unauthorized", False, "", 403),
     ),
 ]
@@ -257,7 +279,7 @@ def test_every_row_is_here_or_named_as_missing() -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"row{row[0]}")
-def test_worked_example(row: tuple) -> None:
+def test_worked_example(row: tuple[Any, ...]) -> None:
     _, policy, who, changes, allow, allow_reasons, deny, deny_reasons, expected = row
     if changes == "certificate":
         changes = {"certificate_presented": True, "certificate_chain": _certificate()}
@@ -296,7 +318,7 @@ def test_an_empty_policy_lets_nobody_in() -> None:
 def _certificate() -> str:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([])
-    start = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    start = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
     names = [x509.RFC822Name("a@b.c"), x509.RFC822Name("d@x.y")]
     certificate = (
         x509.CertificateBuilder()
@@ -305,7 +327,7 @@ def _certificate() -> str:
         .public_key(key.public_key())
         .serial_number(1)
         .not_valid_before(start)
-        .not_valid_after(start + datetime.timedelta(days=1))
+        .not_valid_after(start + dt.timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName(names), critical=True)
         .sign(key, SHA256())
     )

@@ -22,17 +22,21 @@ def filled(*records, position=AT_10, types=(TYPE,)) -> Replica:
     return replica
 
 
+def is_ready(replica: Replica) -> bool:
+    return replica.ready
+
+
 def test_nothing_is_there_before_the_first_copy_is_complete():
     replica = Replica({TYPE: text_of})
     replica.begin_copy(TYPE)
     replica.stage(record("a", 3))
     assert replica.get(TYPE, "a") is None
-    assert not replica.ready
+    assert not is_ready(replica)
     state = replica.state(TYPE)
     assert (state.ready, state.server_version, state.last_heard_s) == (False, 0, None)
     replica.swap(TYPE, Position(7, 3), now_s=5.0)
     assert replica.get(TYPE, "a") == Held(3, "x")
-    assert replica.ready
+    assert is_ready(replica)
     state = replica.state(TYPE)
     assert (state.ready, state.server_version, state.record_version) == (True, 7, 3)
     assert state.last_heard_s == 5.0
@@ -42,11 +46,11 @@ def test_ready_means_every_type():
     replica = Replica({TYPE: text_of, OTHER: text_of})
     replica.begin_copy(TYPE)
     replica.swap(TYPE, Position(7, 3), now_s=5.0)
-    assert not replica.ready
+    assert not is_ready(replica)
     assert replica.staleness_s(9.0) is None
     replica.begin_copy(OTHER)
     replica.swap(OTHER, Position(7, 3), now_s=6.0)
-    assert replica.ready
+    assert is_ready(replica)
     assert replica.staleness_s(9.0) == 4.0
 
 
@@ -175,7 +179,7 @@ def test_nothing_is_reached_before_the_first_copy():
 
 def test_subscribers_hear_of_changes_after_they_took_effect():
     replica = filled(record("a", 3))
-    heard = []
+    heard: list[object] = []
     unsubscribe = replica.subscribe(lambda change: heard.append((change, replica.get(TYPE, "a"))))
     replica.apply(record("a", 11, "new"))
     replica.apply(record("a", 11, "again"))  # nothing changed, nothing to say
@@ -198,7 +202,7 @@ def test_subscribers_hear_of_changes_after_they_took_effect():
 
 def test_a_subscriber_may_leave_while_it_is_told():
     replica = filled()
-    heard = []
+    heard: list[object] = []
     leave = replica.subscribe(lambda _: leave())
     replica.subscribe(heard.append)
     replica.apply(record("a", 11))
@@ -239,7 +243,7 @@ def test_a_copy_taken_while_writes_go_on_converges(before, during, page_size, re
             replica.stage(made)
         after = page[-1].id
     replica.swap(TYPE, position, now_s=0.0)
-    held = {}
+    held: dict[str, int] = {}
     for made in broker.changes(position.record_version, TYPE, 1000):
         for _ in range(repeats):
             replica.apply(made)

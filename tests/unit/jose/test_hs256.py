@@ -21,8 +21,7 @@ OTHER = bytes(range(1, 33))
 def forge(header: dict[str, Any], claims: bytes, key: bytes, digest: str = "sha256") -> str:
     """A JWT made without any library."""
     parts = [
-        base64.urlsafe_b64encode(raw).rstrip(b"=")
-        for raw in (json.dumps(header).encode(), claims)
+        base64.urlsafe_b64encode(raw).rstrip(b"=") for raw in (json.dumps(header).encode(), claims)
     ]
     signature = hmac.digest(key, b".".join(parts), digest)
     return b".".join([*parts, base64.urlsafe_b64encode(signature).rstrip(b"=")]).decode()
@@ -80,7 +79,7 @@ def test_r37_only_plain_hs256(header: dict[str, Any], digest: str) -> None:
 
 def test_r37_a_token_without_signature_is_refused() -> None:
     head, claims, _ = encode_hs256({"a": 1}, KEY).split(".")
-    for bad in (f"{head}.{claims}.", f"{head}.{claims}", jwt.encode({"a": 1}, None, "none")):
+    for bad in (f"{head}.{claims}.", f"{head}.{claims}", jwt.encode({"a": 1}, "", "none")):
         with pytest.raises(InvalidTokenError):
             decode_hs256(bad, [KEY])
 

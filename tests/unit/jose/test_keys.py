@@ -33,7 +33,7 @@ RSA = rsa.generate_private_key(65537, 2048)
 
 
 def pem(key: Any, form: PrivateFormat = PrivateFormat.PKCS8) -> bytes:
-    return key.private_bytes(Encoding.PEM, form, NoEncryption())
+    return bytes(key.private_bytes(Encoding.PEM, form, NoEncryption()))
 
 
 EC_KEY = load_signing_keys(pem(P256))[0]
@@ -52,7 +52,8 @@ def test_loads_every_private_form(key: Any, alg: str, form: PrivateFormat) -> No
 
 
 def test_several_blocks_keep_their_order_and_lose_repetitions() -> None:
-    noise = b"some comment\n-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n"
+    parameters = b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n"
+    noise = b"some comment\n" + parameters
     both = noise + pem(RSA) + b"\n" + pem(P256, PrivateFormat.TraditionalOpenSSL) + pem(RSA)
     with pytest.raises(InvalidArgumentError):  # does not start with a block: taken for base64
         load_signing_keys(both)
@@ -145,7 +146,9 @@ def test_kid_is_the_hex_thumbprint() -> None:
     )
     for key in (EC_KEY, RSA_KEY):
         (public,) = jwks([key])["keys"]
-        required = {name: public[name] for name in ("crv", "e", "kty", "n", "x", "y") if name in public}
+        required = {
+            name: public[name] for name in ("crv", "e", "kty", "n", "x", "y") if name in public
+        }
         canonical = json.dumps(required, sort_keys=True, separators=(",", ":"))
         assert key.kid == hashlib.sha256(canonical.encode()).hexdigest() == public["kid"]
 
@@ -173,7 +176,8 @@ def _with_header(key: Any, alg: str, **headers: Any) -> str:
 
 
 def _public_pem(key: Any) -> bytes:
-    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    public = key.public_key()
+    return bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
 
 
 def test_r37_algorithm_confusion() -> None:
@@ -188,7 +192,7 @@ def test_r37_algorithm_confusion() -> None:
     hostile = {
         "hs256 with public key": confused,
         "hs256": encode_hs256({"sub": "u1"}, bytes(32)),
-        "none": jwt.encode({"sub": "u1"}, None, "none", headers={"kid": EC_KEY.kid}),
+        "none": jwt.encode({"sub": "u1"}, "", "none", headers={"kid": EC_KEY.kid}),
         "foreign key, our kid": _with_header(other, "ES256", kid=EC_KEY.kid),
         "our key, foreign kid": _with_header(P256, "ES256", kid="0" * 64),
         "our key, no kid": _with_header(P256, "ES256"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import hmac
 import itertools
 from urllib.parse import parse_qsl, urlencode
@@ -14,7 +15,9 @@ from gatehouse.common.jose.signed_url import sign_url, signature_digest, verify_
 KEY = b"k" * 32
 OTHER = b"o" * 32
 NOW = 1_700_000_000.25
-URL = "https://a.example.com/.pomerium/sign_in?pomerium_redirect_uri=https%3A%2F%2Fapp.example.com%2F"
+URL = (
+    "https://a.example.com/.pomerium/sign_in?pomerium_redirect_uri=https%3A%2F%2Fapp.example.com%2F"
+)
 
 VECTOR = (
     "https://pomerium.io?pomerium_expiry=1574118151&pomerium_issued=1574117851"
@@ -34,7 +37,7 @@ def test_message_by_hand() -> None:
     expected = hmac.digest(KEY, f"{unsigned}1700000000 1700000300".encode(), "sha512_256")
     query = dict(parse_qsl(signed.partition("?")[2]))
     assert len(expected) == 32
-    assert __import__("base64").urlsafe_b64decode(query["pomerium_signature"]) == expected
+    assert base64.urlsafe_b64decode(query["pomerium_signature"]) == expected
 
 
 def test_a_browser_may_reorder_and_respell_but_not_change() -> None:
@@ -81,7 +84,7 @@ def test_lifetime_and_leeway(offset: float, good: bool) -> None:
     if good:
         verify_url(signed, [KEY], now_s=1_700_000_000 + offset)
     else:
-        with pytest.raises(InvalidTokenError, match="expired|not valid yet"):
+        with pytest.raises(InvalidTokenError, match=r"expired|not valid yet"):
             verify_url(signed, [KEY], now_s=1_700_000_000 + offset)
 
 
@@ -93,8 +96,22 @@ def _alterations(signed: str) -> dict[str, str]:
         value = dict(pairs)[name]
         without = [pair for pair in pairs if pair[0] != name]
         changed[f"no {name}"] = f"{base}?{urlencode(without)}"
-        for other in ("", "0", "-1", "x", value + "0", value[:-1], "0" + value, " " + value,
-                      value + " ", "+" + value, "1e9", "9" * 400, "٣", value.swapcase() + "!"):
+        for other in (
+            "",
+            "0",
+            "-1",
+            "x",
+            value + "0",
+            value[:-1],
+            "0" + value,
+            " " + value,
+            value + " ",
+            "+" + value,
+            "1e9",
+            "9" * 400,
+            "٣",
+            value.swapcase() + "!",
+        ):
             changed[f"{name}={other[:20]!r}"] = f"{base}?{urlencode([*without, (name, other)])}"
         changed[f"{name} twice"] = f"{signed}&{urlencode([(name, value)])}"
         changed[f"{name} twice, other first"] = f"{base}?{name}=1&{query}"
@@ -168,15 +185,13 @@ def test_whatever_is_signed_verifies(pairs: list[tuple[str, str]]) -> None:
         "https://h/p?x=1;y=2",
         "https://h/p?pomerium_a=1&pomerium_a=2",
         "https://h/p?x=" + "a" * 20_000,
-        "https://h/p?x=" + "%20" * 5_450,  # only the result is too long
+        "https://h/p?x=" + "a" * 16_300,  # only the result is too long
         "https://h/ü",
     ],
 )
 def test_what_could_not_be_verified_is_not_signed(url: str) -> None:
     with pytest.raises(InvalidArgumentError):
-        signed = sign_url(url, KEY, now_s=NOW)
-        verify_url(signed, [KEY], now_s=NOW)
-        pytest.fail(signed)
+        sign_url(url, KEY, now_s=NOW)
 
 
 def test_digest_names_the_signature_not_its_spelling() -> None:

@@ -36,6 +36,12 @@ BRANDED = Branding(
 )
 
 
+def found(pattern, text):
+    match = re.search(pattern, text, re.DOTALL)
+    assert match is not None
+    return match.group(1)
+
+
 class Elements(HTMLParser):
     def __init__(self, document: str) -> None:
         super().__init__()
@@ -128,7 +134,7 @@ def test_the_content_security_policy_allows_exactly_the_style_sheet(branding):
     assert "unsafe-inline" not in headers["content-security-policy"]
     assert policy["frame-ancestors"] == "'none'"
     for document in every_page(branding=branding):
-        style = re.search(r"<style>(.*?)</style>", document, re.DOTALL).group(1)
+        style = found(r"<style>(.*?)</style>", document)
         if "%RESPONSE_CODE%" in document:
             style = style.replace("%%", "%")
         digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
@@ -171,7 +177,7 @@ def test_the_envoy_template_keeps_its_operators_and_doubles_every_other_percent_
     "href",
     [
         "javascript:alert(1)", "//evil.example", "data:text/html,x", "", "relative", "https://",
-        "https://a/\"onx=", "https://a/\n", "/a b", "https:evil", "/\\evil",
+        'https://a/"onx=', "https://a/\n", "/a b", "https:evil", "/\\evil",
     ],
 )  # fmt: skip
 def test_links_lead_only_to_paths_and_web_addresses(href):
@@ -200,7 +206,7 @@ def test_branding_is_checked(changes):
 def test_text_on_the_accent_colour_is_readable(colour):
     """WCAG 2.2 AA: 4.5 to 1."""
     document = render_signed_out(None, Branding(primary_color=colour, secondary_color=colour))
-    ink = re.search(r"--accent-ink:(#[0-9a-f]{6})", document).group(1)
+    ink = found(r"--accent-ink:(#[0-9a-f]{6})", document)
 
     def luminance(text):
         digits = text.lstrip("#")

@@ -10,7 +10,7 @@ import gatehouse.authorize.service
 import gatehouse.databroker.service
 import gatehouse.proxy.service
 from gatehouse.common.config.resolved import ServiceName
-from gatehouse.common.runtime.process import ProcessOptions, ServiceBuilder, run
+from gatehouse.common.runtime.process import ProcessOptions, ServiceBuilder, run_process
 
 BUILDERS: Mapping[ServiceName, ServiceBuilder] = {
     ServiceName.DATABROKER: gatehouse.databroker.service.build,
@@ -22,4 +22,4 @@ BUILDERS: Mapping[ServiceName, ServiceBuilder] = {
 
 def serve(config: Path | None, environ: Mapping[str, str]) -> int:
     """Run until a signal; return the exit status: 0 after a stop, 1 a crash, 2 bad settings."""
-    return run(ProcessOptions(config, environ, BUILDERS))
+    return run_process(ProcessOptions(config, environ, BUILDERS))

@@ -1,4 +1,4 @@
-"""Answers whether a running demo does its job, without a browser: signs in, is let in, refused, out.
+"""Answers whether a running demo does its job, without a browser: signs in, is refused, signs out.
 
 Real HTTPS, verified against the local authority; the sign-in goes through the provider's own page.
 """
@@ -182,7 +182,7 @@ class _Walk:
     async def _grace_refused(self) -> str:
         async with self._client(cookies=self._cookies) as client:
             page = await client.get(f"{self._admin}/", headers=_HTML)
-            while str(page.url).startswith(self._provider):
+            if str(page.url).startswith(f"{self._provider}/"):
                 page = await self._choose(client, page, GRACE)
             self._cookies = client.cookies
         _expect(page, 403)

@@ -11,8 +11,9 @@ import httpx
 
 from gatehouse.authenticate.edge.http import AuthenticateEndpoints
 from gatehouse.authenticate.edge.providers import ProviderPool, close_all, http_client
+from gatehouse.authenticate.edge.response_headers import with_global_headers
 from gatehouse.authenticate.edge.session_writer import SessionWriter
-from gatehouse.common.config.hub import Commit, Prepare
+from gatehouse.common.config.hub import Commit
 from gatehouse.common.config.issues import ConfigError, Issue, Severity
 from gatehouse.common.config.resolved import CertificatePair, ResolvedSettings, ServiceName
 from gatehouse.common.databroker.client import DatabrokerClient
@@ -36,10 +37,13 @@ class AuthenticateService:
     def __init__(self, context: ProcessContext) -> None:
         self._context = context
         self._log = get_logger(self.name)
-        self._old_clients: list[httpx.AsyncClient] = []
         self._certificates = _server_certificates(context.config.current)
         self._relisten = asyncio.Event()
+        http = http_client(context.config.current.ca_bundle_pem)
+        self._clients = [http]
+        self._providers = ProviderPool(http, context.clock, context.rng)
         context.health.expect(HEALTH_CHECK)
+        context.config.join(self.name, self._prepare)
 
     def register_grpc(self, server: grpc.aio.Server) -> None:
         """Authenticate answers no RPCs; the process's server carries health and reflection."""
@@ -52,14 +56,10 @@ class AuthenticateService:
         context = self._context
         hub = context.config
         channel = self._databroker_channel()
-        http = http_client(hub.current.ca_bundle_pem)
-        providers = ProviderPool(http, context.clock, context.rng)
-        hub.join(self.name, self._prepare_with(providers))
-        self._old_clients.append(http)
         endpoints = AuthenticateEndpoints(
             settings_of=lambda: hub.current,
             sessions=SessionWriter(DatabrokerClient(channel, clock=context.clock), context.clock),
-            providers=providers,
+            providers=self._providers,
             clock=context.clock,
             rng=context.rng,
             log=self._log,
@@ -77,7 +77,7 @@ class AuthenticateService:
                 await self._serve(app, stop, on_listening)
                 channel_stop.set()
         finally:
-            await close_all(self._old_clients)
+            await close_all(self._clients)
 
     async def _serve(self, app: App, stop: asyncio.Event, on_listening: Callable[[], None]) -> None:
         """Listen behind Envoy if it runs in this process, else on `address` with our own TLS."""
@@ -92,6 +92,7 @@ class AuthenticateService:
                 grace_s=grace_s,
             )
             return
+        app = with_global_headers(app, lambda: context.config.current)
         while not stop.is_set():
             self._relisten.clear()
             await self._serve_address(app, stop, on_listening, grace_s)
@@ -125,37 +126,34 @@ class AuthenticateService:
             for watch in watches:
                 watch.cancel()
 
-    def _prepare_with(self, providers: ProviderPool) -> Prepare:
-        async def prepare(new: ResolvedSettings) -> Commit:
-            current = self._context.config.current
-            if not current.runs(ServiceName.PROXY) and new.address != current.address:
-                raise ConfigError(
-                    (
-                        Issue(
-                            Severity.ERROR,
-                            "address",
-                            "authenticate cannot move to another address while running",
-                            "restart the process",
-                        ),
-                    )
+    async def _prepare(self, new: ResolvedSettings) -> Commit:
+        current = self._context.config.current
+        if not current.runs(ServiceName.PROXY) and new.address != current.address:
+            raise ConfigError(
+                (
+                    Issue(
+                        Severity.ERROR,
+                        "address",
+                        "authenticate cannot move to another address while running",
+                        "restart the process",
+                    ),
                 )
-            certificates = _server_certificates(new)
-            client: httpx.AsyncClient | None = None
-            if new.ca_bundle_pem != current.ca_bundle_pem:
-                client = http_client(new.ca_bundle_pem)
+            )
+        certificates = _server_certificates(new)
+        client: httpx.AsyncClient | None = None
+        if new.ca_bundle_pem != current.ca_bundle_pem:
+            client = http_client(new.ca_bundle_pem)
 
-            def commit() -> None:
-                if client is not None:
-                    # The old client is closed at the end: requests may still be using it.
-                    self._old_clients.append(client)
-                    providers.use_client(client)
-                if certificates != self._certificates:
-                    self._certificates = certificates
-                    self._relisten.set()
+        def commit() -> None:
+            if client is not None:
+                # The old client is closed at the end: requests may still be using it.
+                self._clients.append(client)
+                self._providers.use_client(client)
+            if certificates != self._certificates:
+                self._certificates = certificates
+                self._relisten.set()
 
-            return commit
-
-        return prepare
+        return commit
 
     def _databroker_channel(self) -> BalancedChannel:
         context = self._context

@@ -58,7 +58,8 @@ class AuthorizeService:
 
     def __init__(self, ctx: ProcessContext) -> None:
         self._ctx = ctx
-        ctx.health.add_service(self.name, (SERVICE_CHECK, INITIAL_SYNC_CHECK))
+        ctx.health.expect(SERVICE_CHECK)
+        ctx.health.expect(INITIAL_SYNC_CHECK)
         settings = ctx.config.current
         first = build_in_force(compile_plans(settings), ctx.rng)
         first.log.report_unknown()

@@ -60,9 +60,7 @@ def make_storage(settings: ResolvedSettings, clock: Clock, rng: Rng) -> Storage:
         if kind == "postgres":
             return PostgresStorage(parse_postgres(connection), clock, rng)
     except GatehouseError as error:
-        issue = Issue(
-            Severity.ERROR, "databroker_storage_connection_string", error.public_message
-        )
+        issue = Issue(Severity.ERROR, "databroker_storage_connection_string", error.public_message)
         raise ConfigError((issue,)) from error
     issue = Issue(
         Severity.ERROR,
@@ -183,4 +181,3 @@ class DatabrokerService:
             self._ctx.health.set_error(check, error.public_message)
 
         return report
-

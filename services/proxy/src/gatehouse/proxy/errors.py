@@ -1,12 +1,13 @@
 """What can go wrong in the proxy service.
 
-    UnavailableError
-    +-- EnvoyUnavailableError   Envoy does not answer on its admin socket
-    FailedPreconditionError
-    +-- EnvoyBinaryError        no Envoy that can be run
-    +-- SnapshotError           the settings do not make a consistent set of resources
-    InternalError
-    +-- EnvoyGaveUpError        Envoy ended too often; the process ends too
+UnavailableError
++-- EnvoyUnavailableError   Envoy does not answer on its admin socket
+FailedPreconditionError
++-- EnvoyBinaryError        no Envoy that can be run
++-- EnvoyRefusedError       Envoy takes nothing of the first configuration
++-- SnapshotError           the settings do not make a consistent set of resources
+InternalError
++-- EnvoyGaveUpError        Envoy ended too often; the process ends too
 """
 
 from __future__ import annotations
@@ -24,6 +25,12 @@ class EnvoyBinaryError(FailedPreconditionError):
     """There is no Envoy binary, or it cannot be run here."""
 
     default_reason = "envoy-binary"
+
+
+class EnvoyRefusedError(FailedPreconditionError):
+    """Envoy refused the listeners or routes of the first configuration: nothing is served."""
+
+    default_reason = "envoy-refused"
 
 
 class EnvoyGaveUpError(InternalError):

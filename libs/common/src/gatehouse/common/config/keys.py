@@ -101,5 +101,5 @@ def model_at(path: tuple[str | int, ...]) -> type[BaseModel] | None:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name that `name` was probably meant to be; empty when none is near."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return matches[0] if matches else ""

@@ -6,10 +6,12 @@ with its key, its file and line, and what would be right. The only I/O is readin
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import json
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -144,12 +146,29 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> LoadedSettin
 def load_outcome(path: Path | None, environ: Mapping[str, str]) -> Outcome:
     """Like `load_settings`, without raising."""
     loader = _Loader(environ)
-    if path is not None and not loader.read_file(path):
-        return loader.outcome
-    loader.read_environment()
-    loader.certificate_key_path()
-    loader.validate()
+    with paused_collection():
+        if path is not None and not loader.read_file(path):
+            return loader.outcome
+        loader.read_environment()
+        loader.certificate_key_path()
+        loader.validate()
     return loader.outcome
+
+
+@contextlib.contextmanager
+def paused_collection() -> Iterator[None]:
+    """No cycle collection meanwhile.
+
+    Reading many routes makes millions of objects, none of them garbage; looking for cycles among
+    them takes four times as long as the reading (measured with 10,000 routes).
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class _Loader:
@@ -405,8 +424,8 @@ class _Loader:
         if not isinstance(value, str) or not value or "-----BEGIN" in value:
             return
         decoded = decode_base64(value)
-        looks_like_path = value.startswith(("/", "./", "../", "~", "$")) or value.endswith(
-            (".pem", ".key")
+        looks_like_path = len(value) < 4096 and (
+            value.startswith(("/", "./", "../", "~", "$")) or value.endswith((".pem", ".key"))
         )
         if (decoded is not None and b"-----BEGIN" in decoded) or not looks_like_path:
             return

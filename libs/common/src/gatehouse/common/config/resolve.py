@@ -26,7 +26,13 @@ from gatehouse.common.config.certificates import (
 from gatehouse.common.config.global_checks import check_settings
 from gatehouse.common.config.inputs import Inputs, ReadFile, file_digest
 from gatehouse.common.config.issues import ConfigError, Issue
-from gatehouse.common.config.load import KeyPath, LoadedSettings, Outcome, load_outcome
+from gatehouse.common.config.load import (
+    KeyPath,
+    LoadedSettings,
+    Outcome,
+    load_outcome,
+    paused_collection,
+)
 from gatehouse.common.config.model import Settings, StorageType
 from gatehouse.common.config.resolve_routes import RouteResolver
 from gatehouse.common.config.resolved import (
@@ -90,6 +96,13 @@ def load_and_resolve(
     path: Path | None, environ: Mapping[str, str], *, random_secret: Callable[[], bytes]
 ) -> Resolved:
     """Load, read files, resolve. ConfigError holds the mistakes of all steps."""
+    with paused_collection():
+        return _load_and_resolve(path, environ, random_secret)
+
+
+def _load_and_resolve(
+    path: Path | None, environ: Mapping[str, str], random_secret: Callable[[], bytes]
+) -> Resolved:
     outcome: Outcome = load_outcome(path, environ)
     errors = list(outcome.errors)
     if outcome.settings is None or ("services",) in outcome.dropped:
@@ -255,7 +268,8 @@ class _Resolver:
             contents = self.inputs.read(where, file)
             if contents is None:
                 return None
-            text = contents.decode("utf-8", "replace")
+            # Every editor and every `base64` ends a file with a newline: that is not the secret's.
+            text = contents.decode("utf-8", "replace").rstrip("\r\n")
             if key == "cookie_secret":
                 text = text.replace("\r", "").replace("\n", "")
         if not text:

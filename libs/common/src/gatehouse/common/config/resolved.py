@@ -29,8 +29,8 @@ class ServiceName(enum.StrEnum):
 class CertificatePair:
     """A server certificate chain and its key, PEM."""
 
-    certificate_pem: bytes
-    key_pem: bytes
+    certificate_pem: bytes = field(repr=False)
+    key_pem: bytes = field(repr=False)
     source: str  # the key it came from, for messages
 
 

@@ -39,6 +39,7 @@ _UNIT_S: Final = {
     "m": 60.0,
     "h": 3600.0,
 }
+_USERINFO: Final = re.compile(r"//[^/?#]*@")
 _VARIABLE: Final = re.compile(r"\$(?:\{([A-Za-z_][A-Za-z0-9_]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
 _TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE: Final = frozenset({"0", "f", "F", "FALSE", "false", "False"})
@@ -127,7 +128,8 @@ def _float(value: Any) -> float:
 
 
 def shorten(value: str) -> str:
-    """A value as it may be shown in a message: quoted, printable, at most 60 characters."""
+    """A value as it may be shown: quoted, printable, at most 60 characters, no URL password."""
+    value = _USERINFO.sub("//", value)
     return repr(value if len(value) <= 60 else value[:57] + "...")
 
 

@@ -22,7 +22,6 @@ from gatehouse.common.clock import Clock, SystemClock
 from gatehouse.common.databroker.records import tombstone_of
 from gatehouse.common.errors import (
     AlreadyExistsError,
-    DeadlineExceededError,
     GatehouseError,
     NotFoundError,
     UnavailableError,
@@ -59,7 +58,7 @@ class Channel(Protocol):
     """What the client needs of `rpc.channel.BalancedChannel`."""
 
     async def ready_channel(self, timeout_s: float) -> grpc.aio.Channel:
-        """Return a channel for one call, waiting at most `timeout_s` for the first address."""
+        """Return a channel for one call; UnavailableError when none is known in `timeout_s`."""
         ...
 
 
@@ -89,7 +88,7 @@ class DatabrokerClient:
         request = GetRequest(type=type_url, id=id)
         try:
             response = await self._unary(
-                lambda stub, timeout_s: stub.Get(request, timeout=timeout_s), idempotent=True
+                lambda stub, timeout_s: stub.Get(request, timeout=timeout_s)
             )
         except NotFoundError:
             return None
@@ -117,9 +116,7 @@ class DatabrokerClient:
         request = QueryRequest(type=type_url, query=query, offset=offset, limit=limit)
         if filter:
             ParseDict(dict(filter), request.filter)
-        return await self._unary(
-            lambda stub, timeout_s: stub.Query(request, timeout=timeout_s), idempotent=True
-        )
+        return await self._unary(lambda stub, timeout_s: stub.Query(request, timeout=timeout_s))
 
     async def delete(self, type_url: TypeUrl, id: str) -> PutResponse:  # noqa: A002
         """Delete the record; deleting what is absent is no error."""
@@ -139,21 +136,17 @@ class DatabrokerClient:
     async def renew_lease(self, name: str, id: str, duration_s: float) -> None:  # noqa: A002
         """Extend a lease. Raises AlreadyExistsError when another has taken it since."""
         request = RenewLeaseRequest(name=name, id=id, duration=_duration(duration_s))
-        await self._unary(
-            lambda stub, timeout_s: stub.RenewLease(request, timeout=timeout_s), idempotent=True
-        )
+        await self._unary(lambda stub, timeout_s: stub.RenewLease(request, timeout=timeout_s))
 
     async def release_lease(self, name: str, id: str) -> None:  # noqa: A002
         """Give a lease up; no error when it was not ours any more."""
         request = ReleaseLeaseRequest(name=name, id=id)
-        await self._unary(
-            lambda stub, timeout_s: stub.ReleaseLease(request, timeout=timeout_s), idempotent=True
-        )
+        await self._unary(lambda stub, timeout_s: stub.ReleaseLease(request, timeout=timeout_s))
 
     async def server_info(self) -> ServerInfoResponse:
         """Return the server version and the span of the change log."""
         return await self._unary(
-            lambda stub, timeout_s: stub.ServerInfo(Empty(), timeout=timeout_s), idempotent=True
+            lambda stub, timeout_s: stub.ServerInfo(Empty(), timeout=timeout_s)
         )
 
     async def sync(
@@ -186,32 +179,19 @@ class DatabrokerClient:
             async for message in messages:
                 yield message
 
-    async def _unary(
-        self,
-        call: Callable[[DataBrokerServiceStub, float], Awaitable[T]],
-        *,
-        idempotent: bool = False,
-    ) -> T:
-        """Make the call within the time budget; once more elsewhere if that can do no harm."""
+    async def _unary(self, call: Callable[[DataBrokerServiceStub, float], Awaitable[T]]) -> T:
+        """Make the call within the time budget, waiting for an address included.
+
+        What can be repeated without harm is tried once more elsewhere by the channel itself
+        (rpc/service_config.py); writes are not: they may have been done.
+        """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timeout_s
-        try:
-            stub = await self._stub(self._timeout_s)
-            return await _translated(call(stub, max(0.0, deadline - loop.time())))
-        except UnavailableError:
-            remaining_s = deadline - loop.time()
-            if not idempotent or remaining_s <= 0:
-                raise
-        stub = await self._stub(remaining_s)
-        return await _translated(call(stub, max(0.0, deadline - loop.time())))
+        deadline_s = loop.time() + self._timeout_s
+        stub = await self._stub(self._timeout_s)
+        return await _translated(call(stub, max(0.0, deadline_s - loop.time())))
 
     async def _stub(self, timeout_s: float) -> DataBrokerServiceStub:
-        try:
-            channel = await self._channel.ready_channel(timeout_s)
-        except TimeoutError as error:
-            raise DeadlineExceededError(
-                f"no databroker address was found within {timeout_s:.1f} s"
-            ) from error
+        channel = await self._channel.ready_channel(timeout_s)
         stub = self._stubs.get(channel)
         if stub is None:
             while len(self._stubs) >= _STUBS_KEPT:

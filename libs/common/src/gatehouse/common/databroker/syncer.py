@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Final, Protocol
 
-import structlog
-
 from gatehouse.common.clock import Clock, Rng
 from gatehouse.common.databroker.replica import Refusal, Replica
 from gatehouse.common.databroker.sync_core import (
@@ -41,12 +39,13 @@ from gatehouse.common.databroker.sync_core import (
 )
 from gatehouse.common.errors import GatehouseError
 from gatehouse.common.ids import TypeUrl
+from gatehouse.common.observability.logging import get_logger
 from gatehouse.pb.databroker_pb2 import SyncLatestResponse, SyncResponse
 
 INITIAL_SYNC_CHECK: Final = "databroker.sync.initial"
-_REFUSAL_LOG_S: Final = 10.0  # at most one line per type in this time, with a count
+_RECORD_LOG_S: Final = 10.0  # at most one line about a single record per type in this time
 
-_log = structlog.get_logger(__name__)
+_log = get_logger("databroker-client")
 
 
 class Streams(Protocol):
@@ -162,8 +161,7 @@ class _TypeFeed:
         self._changes: AsyncGenerator[SyncResponse, None] | None = None
         self._opened_s = 0.0
         self._delay_s = 0.0
-        self._refused = 0
-        self._refusals_logged_s: float | None = None
+        self._logged_s: float | None = None
 
     def __repr__(self) -> str:
         return f"{self.state.type_url}"
@@ -211,6 +209,9 @@ class _TypeFeed:
             case Wait(failures=failures):
                 jitter = self._feed.rng.uniform(1 - BACKOFF_JITTER, 1 + BACKOFF_JITTER)
                 self._delay_s = min(BACKOFF_CAP_S, backoff_s(failures) * jitter)
+            case Report(problem=Problem.MISPLACED_RECORD | Problem.BEHIND):
+                if self._may_log():
+                    self._feed.troubled(type_url, effect, self.state.failures)
             case Report():
                 self._feed.troubled(type_url, effect, self.state.failures)
 
@@ -269,17 +270,20 @@ class _TypeFeed:
     def _note(self, refusal: Refusal | None) -> None:
         if refusal is None:
             return
-        self._refused += 1
-        now_s = self._feed.clock.monotonic_s()
-        logged_s = self._refusals_logged_s
-        if logged_s is None or now_s - logged_s >= _REFUSAL_LOG_S:
-            self._refusals_logged_s = now_s
+        if self._may_log():
             _log.error(
                 "databroker record kept out: it cannot be read",
                 type=refusal.type_url,
                 record=refusal.id,
                 version=refusal.version,
                 reason=refusal.reason,
-                since_last_line=self._refused,
+                kept_out=self._feed.replica.state(self.state.type_url).unreadable,
             )
-            self._refused = 0
+
+    def _may_log(self) -> bool:
+        """Tell whether a line about a single record may be written: one in a while is enough."""
+        now_s = self._feed.clock.monotonic_s()
+        if self._logged_s is not None and now_s - self._logged_s < _RECORD_LOG_S:
+            return False
+        self._logged_s = now_s
+        return True

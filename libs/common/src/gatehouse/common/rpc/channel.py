@@ -36,6 +36,7 @@ from gatehouse.common.rpc.trust import roots_pem
 from gatehouse.common.runtime.supervise import wait_or_stop
 
 CONNECT_WAIT_S: Final = 10.0  # what a new channel gets to connect before it takes over anyway
+FAILING_REFRESH_S: Final = 1.0  # at least this between questions asked because nothing answers
 
 
 class _Pool:
@@ -121,10 +122,16 @@ class BalancedChannel:
             target: (target.literal,) for target in self._targets if target.literal is not None
         }
         self._pools: dict[GroupKey, _Pool] = {}
-        self._retired: list[Picked] = []
+        self._retired: list[Picked] = []  # each takes itself out when its last call ends
         self._turns: tuple[_Pool, ...] = ()
         self._next_turn = 0
         self._wanted = asyncio.Event()  # the addresses changed
+        self._wakes = {
+            target: asyncio.Event()
+            for target in self._targets
+            if target.scheme != "unix" and target.literal is None
+        }
+        self._refreshed_s = clock.monotonic_s()
         self._usable = asyncio.Event()  # there is at least one pool
         self._closed = False
         self._facade = FacadeChannel(self._pick, lambda: credentials.metadata(audience))
@@ -134,12 +141,18 @@ class BalancedChannel:
         """Resolve and follow changes until `stop`."""
         self._start()
         async with asyncio.TaskGroup() as group:
-            for target in self._targets:
-                if target.scheme != "unix" and target.literal is None:
-                    group.create_task(self._follow(target, stop))
+            for target, wake in self._wakes.items():
+                group.create_task(self._follow(target, wake, stop))
             rebuild = group.create_task(self._rebuild_on_change())
             await stop.wait()
+            self.refresh()
             rebuild.cancel()
+
+    def refresh(self) -> None:
+        """Ask for all names again now. Done without being told while no address answers."""
+        self._refreshed_s = self._clock.monotonic_s()
+        for wake in self._wakes.values():
+            wake.set()
 
     def channel(self) -> grpc.aio.Channel:
         """The channel to make stubs from.
@@ -170,11 +183,11 @@ class BalancedChannel:
         """End the calls under way after `grace_s` and let go of the connections."""
         self._closed = True
         pools, self._pools, self._turns = list(self._pools.values()), {}, ()
-        retired, self._retired = self._retired, []
-        channels = [*retired, *(one for pool in pools for one in pool.channels())]
+        channels = [*self._retired, *(one for pool in pools for one in pool.channels())]
         async with asyncio.TaskGroup() as group:
             for one in channels:
                 group.create_task(one.channel.close(grace_s or None))
+        self._retired.clear()
 
     def __repr__(self) -> str:
         spelled = ",".join(f"{one.ip}:{one.port}" for one in self.addresses)
@@ -192,6 +205,8 @@ class BalancedChannel:
             self._next_turn = (self._next_turn + 1) % len(turns)
             if not pool.failing:
                 return pool.pick()
+        if self._clock.monotonic_s() - self._refreshed_s >= FAILING_REFRESH_S:
+            self.refresh()
         return turns[self._next_turn % len(turns)].pick()
 
     def _unavailable(self) -> UnavailableError:
@@ -204,11 +219,12 @@ class BalancedChannel:
 
     # -- resolving
 
-    async def _follow(self, target: Target, stop: asyncio.Event) -> None:
+    async def _follow(self, target: Target, wake: asyncio.Event, stop: asyncio.Event) -> None:
         """Ask for one name until `stop`."""
         book = AddressBook()
         failing = False
         while not stop.is_set():
+            wake.clear()
             answer: Answer | None = None
             try:
                 answer = await self._resolver.resolve(target.host, target.port)
@@ -224,7 +240,7 @@ class BalancedChannel:
                     self._addresses[target] = book.addresses
                     self._wanted.set()
             delay_s = refresh_delay_s(answer, known=bool(book.addresses), rng=self._rng)
-            await wait_or_stop(stop, delay_s)
+            await wait_or_stop(wake, delay_s)
 
     # -- swapping
 
@@ -288,12 +304,13 @@ class BalancedChannel:
         self._turns = interleave(list(self._pools.values()))
         if self._turns:
             self._usable.set()
-        # Channels whose calls have all ended are dropped: that closes their connections. A
-        # channel that still has calls stays open until they end; servers that age connections
-        # bound how long a stream can hold on (spec, databroker §9).
-        self._retired = [one for one in self._retired if one.calls]
 
     def _retire(self, pool: _Pool) -> None:
+        """Hold the channels of `pool` until their calls have ended, then drop them.
+
+        Servers that age their connections bound how long a stream can hold on (spec, databroker
+        §9); a channel that is only held for its streams shares its connections with the new one.
+        """
         for one in pool.channels():
             one.let_go_when_idle(self._retired)
 

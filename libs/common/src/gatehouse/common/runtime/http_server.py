@@ -81,6 +81,7 @@ async def serve_http(
         config = _config(listener, contexts[0] if contexts else None, grace_s)
         limited = LimitedApp(
             app,
+            max_header_bytes=HEADER_BYTES,
             max_body_bytes=max_body_bytes,
             request_timeout_s=request_timeout_s,
             unix_socket=unix_socket,

@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,17 +58,31 @@ class ServiceEndedError(Exception):
     """A service returned although nobody had asked it to stop."""
 
 
+@dataclass(frozen=True, slots=True)
+class ProcessControl:
+    """What a companion sees of the process it runs beside."""
+
+    ready: asyncio.Event  # every service is ready
+    stopping: asyncio.Event  # the services have stopped; the companion should end
+    request_stop: Callable[[], None]
+
+
+Companion = Callable[[ProcessControl], Coroutine[None, None, None]]
+
+
 @dataclass(slots=True)
 class ProcessOptions:
-    """How a process is started. Tests set what the command line leaves at its default."""
+    """How a process is started.
+
+    `companions` run beside the services, from before the first starts until after the last ended.
+    """
 
     config_path: Path | None
     environ: Mapping[str, str]
     builders: Mapping[ServiceName, ServiceBuilder]
     clock: Clock = field(default_factory=SystemClock)
     rng: Rng = field(default_factory=SystemRng)
-    on_ready: Callable[[ResolvedSettings], None] | None = None
-    handle_signals: bool = True
+    companions: Sequence[Companion] = ()
 
 
 def report_issues(issues: Sequence[Issue]) -> None:
@@ -77,7 +91,7 @@ def report_issues(issues: Sequence[Issue]) -> None:
         print(str(issue), file=sys.stderr)  # noqa: T201 - before logging exists
 
 
-def run(options: ProcessOptions) -> int:
+def run_process(options: ProcessOptions) -> int:
     """Run until a signal or a crash; return the process's exit status."""
     shared_secret = options.rng.token_bytes(32)
 
@@ -103,15 +117,15 @@ def run(options: ProcessOptions) -> int:
     try:
         asyncio.run(_serve(options, settings, load))
     except Exception as failure:  # noqa: BLE001 - whatever crashed a service ends the process
-        status = EXIT_CONFIG
-        for error in _leaves(failure):
-            if isinstance(error, ConfigError):
-                report_issues(error.issues)
+        leaves = tuple(_leaves(failure))
+        for leaf in leaves:
+            if isinstance(leaf, ConfigError):
+                report_issues(leaf.issues)
                 continue
-            status = EXIT_CRASH
-            log.critical("service crashed", error=str(error), error_type=type(error).__name__)
-            traceback.print_exception(error, file=sys.stderr)
-        return status
+            log.critical("service crashed", error=str(leaf), error_type=type(leaf).__name__)
+            traceback.print_exception(leaf, file=sys.stderr)
+        configuration_only = all(isinstance(leaf, ConfigError) for leaf in leaves)
+        return EXIT_CONFIG if configuration_only else EXIT_CRASH
     return EXIT_OK
 
 
@@ -208,11 +222,12 @@ async def _serve(
             path=options.config_path,
             load=load,
             on_error=lambda error: log.error("configuration not applied", error=str(error)),
+            on_warning=lambda issue: log.warning("configuration warning", issue=str(issue)),
             on_applied=lambda new: log.info(
                 "configuration applied", generation=new.generation, routes=len(new.routes)
             ),
         )
-        with _signals(stop, watcher, enabled=options.handle_signals):
+        with _signals(stop, watcher):
             async with _grpc_listening(server, context, settings):
                 await _run_services(options, context, services, watcher, stop)
 
@@ -239,11 +254,8 @@ def _join_process_settings(hub: ConfigHub) -> None:
 
 
 @contextlib.contextmanager
-def _signals(stop: asyncio.Event, watcher: ConfigWatcher, *, enabled: bool) -> Iterator[None]:
+def _signals(stop: asyncio.Event, watcher: ConfigWatcher) -> Iterator[None]:
     """SIGTERM and SIGINT stop, once gracefully and then at once; SIGHUP reloads."""
-    if not enabled:
-        yield
-        return
     loop = asyncio.get_running_loop()
 
     def on_stop() -> None:
@@ -312,6 +324,7 @@ async def _run_services(
     stops = {service.name: asyncio.Event() for service in services}
     ended = {service.name: asyncio.Event() for service in services}
     background_stop = asyncio.Event()
+    all_ready = asyncio.Event()
     started: list[Service] = []
 
     async def run_one(service: Service, ready: Callable[[], None]) -> None:
@@ -327,6 +340,9 @@ async def _run_services(
             context.config.current.settings.health_check_addr, context.health, background_stop
         )
         tasks.create_task(probes, name="probes")
+        control = ProcessControl(all_ready, background_stop, stop.set)
+        for companion in options.companions:
+            tasks.create_task(companion(control), name="companion")
         for service in services:
             ready = asyncio.Event()
             tasks.create_task(run_one(service, ready.set), name=service.name)
@@ -336,8 +352,7 @@ async def _run_services(
             log.info("service ready", part=service.name)
         else:
             tasks.create_task(watcher.run(background_stop), name="configuration")
-            if options.on_ready is not None:
-                options.on_ready(context.config.current)
+            all_ready.set()
             log.info("ready", services=sorted(stops), generation=context.config.current.generation)
         await stop.wait()
         log.info("stopping", grace_s=context.grace_s)
@@ -388,4 +403,4 @@ def main(service_name: str, build: ServiceBuilder) -> None:
             sys.exit(EXIT_OK if arguments in (["--help"], ["-h"]) else EXIT_CONFIG)
     name = ServiceName(service_name)
     environ = {**os.environ, "SERVICES": service_name}
-    sys.exit(run(ProcessOptions(path, environ, {name: build})))
+    sys.exit(run_process(ProcessOptions(path, environ, {name: build})))

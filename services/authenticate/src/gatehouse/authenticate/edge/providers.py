@@ -27,11 +27,10 @@ class ProviderPool:
         self._rng = rng
         self._known: dict[str, tuple[IdentityProviderSettings, Provider]] = {}
 
-    def use_client(self, http: httpx.AsyncClient) -> httpx.AsyncClient:
-        """Make requests with another client from now on; returns the one used so far."""
-        old, self._http = self._http, http
+    def use_client(self, http: httpx.AsyncClient) -> None:
+        """Make requests with another client from now on; the caller owns both."""
+        self._http = http
         self._known.clear()
-        return old
 
     def provider(self, settings: IdentityProviderSettings) -> Provider:
         """The client for `settings`. Raises IdentityProviderError for settings it cannot use."""

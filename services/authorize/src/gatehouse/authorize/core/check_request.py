@@ -119,6 +119,8 @@ def split_host(authority: str, scheme: str) -> tuple[str, str]:
 
 
 def _decode_path(raw_path: str) -> str | None:
+    if "#" in raw_path:  # a fragment never belongs in a request (security R04)
+        return None
     if "%" not in raw_path:
         return raw_path
     if _BROKEN_ESCAPE.search(raw_path):

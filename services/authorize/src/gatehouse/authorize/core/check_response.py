@@ -80,7 +80,7 @@ def allowed(
     headers: Sequence[tuple[str, str]],
     *,
     remove: Sequence[str] = (),
-    metadata: Mapping[str, str | list[str]],
+    metadata: Mapping[str, str],
 ) -> Any:
     """Let the request through with these headers; `metadata` is for access log and filters."""
     return CheckResponse(
@@ -104,7 +104,7 @@ def denied(
     facts: RequestFacts,
     status: int,
     *,
-    metadata: Mapping[str, str | list[str]],
+    metadata: Mapping[str, str],
     email: str = "",
     detail: str = "",
 ) -> Any:
@@ -146,7 +146,7 @@ def denied(
 
 
 def redirect(
-    facts: RequestFacts, location: str, set_cookie: str, *, metadata: Mapping[str, str | list[str]]
+    facts: RequestFacts, location: str, set_cookie: str, *, metadata: Mapping[str, str]
 ) -> Any:
     """Send a browser to sign in."""
     if facts.path == "/robots.txt":
@@ -249,7 +249,7 @@ def _kubernetes_status(status: int, request_id: str) -> str:
     )
 
 
-def _robots(metadata: Mapping[str, str | list[str]]) -> Any:
+def _robots(metadata: Mapping[str, str]) -> Any:
     headers = [("content-type", "text/plain; charset=utf-8"), _NO_STORE]
     return _response(200, "User-agent: *\nDisallow: /\n", headers, metadata)
 
@@ -269,7 +269,7 @@ def _response(
     status: int,
     body: str,
     headers: Sequence[tuple[str, str]],
-    metadata: Mapping[str, str | list[str]],
+    metadata: Mapping[str, str],
 ) -> Any:
     return CheckResponse(
         status=status_pb2.Status(code=Code.PERMISSION_DENIED.value, message="Access Denied"),
@@ -288,7 +288,7 @@ def _header(name: str, value: str, action: int) -> Any:
     )
 
 
-def _struct(values: Mapping[str, str | list[str]]) -> Struct:
+def _struct(values: Mapping[str, str]) -> Struct:
     struct = Struct()
     struct.update(values)
     return struct

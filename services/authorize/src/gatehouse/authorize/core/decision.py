@@ -32,7 +32,6 @@ from gatehouse.authorize.core.identity_headers import (
     Assertion,
     AssertionSigner,
     Tokens,
-    kubernetes_groups,
     request_headers,
     verified_client_assertion,
 )
@@ -153,11 +152,7 @@ class Decider:
             if verified is not None:
                 headers.append((ASSERTION_FOR_HEADER, verified))
                 headers.sort()
-        metadata: dict[str, str | list[str]] = dict(_metadata(identity, plan))
-        groups = kubernetes_groups(headers_plan, identity)
-        if groups:
-            metadata["impersonate-groups"] = list(groups)
-        response = allowed(headers, remove=headers_plan.removed, metadata=metadata)
+        response = allowed(headers, remove=headers_plan.removed, metadata=_metadata(identity, plan))
         if not is_own:
             self._responses.put(key, (assertion, response))
         return response
@@ -166,7 +161,7 @@ class Decider:
         self,
         facts: RequestFacts,
         plan: RoutePlan | None,
-        metadata: dict[str, str | list[str]],
+        metadata: dict[str, str],
         now_s: float,
     ) -> Any:
         plans = self.plans
@@ -186,9 +181,9 @@ class Decider:
         return redirect(facts, target.url, target.set_cookie, metadata=metadata)
 
 
-def _metadata(identity: Identity, plan: RoutePlan | None) -> dict[str, str | list[str]]:
+def _metadata(identity: Identity, plan: RoutePlan | None) -> dict[str, str]:
     """For the access log; nothing secret."""
-    found: dict[str, str | list[str]] = {}
+    found: dict[str, str] = {}
     if plan is not None and plan.id:
         found["route-id"] = plan.id
     if identity is not ANONYMOUS:

@@ -156,11 +156,6 @@ def verified_client_assertion(token: str, keys: Sequence[SigningKey], now_s: flo
     return token
 
 
-def kubernetes_groups(plan: HeaderPlan, identity: Identity) -> tuple[str, ...]:
-    """The groups to impersonate, for metadata: a comma in a group's name must survive."""
-    return identity.header_groups if plan.kubernetes_token is not None else ()
-
-
 def _headers(
     plan: HeaderPlan,
     identity: Identity,
@@ -173,12 +168,6 @@ def _headers(
         yield ASSERTION_HEADER, assertion.jwt
         for name, claim in plan.claim_headers:
             yield name, _text(assertion.claims.get(claim))
-    if plan.kubernetes_token is not None:
-        yield "authorization", f"Bearer {plan.kubernetes_token}"
-        yield "impersonate-user", identity.assertion_email
-        groups = ",".join(identity.header_groups)
-        if groups:
-            yield "impersonate-group", groups
     if plan.routing_key:
         yield ROUTING_KEY_HEADER, hashlib.sha256(identity.session_id.encode()).hexdigest()
 

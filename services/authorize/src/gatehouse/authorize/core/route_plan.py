@@ -5,22 +5,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
-from urllib.parse import urlsplit
 
 from gatehouse.authorize.core.evaluator import CompiledPolicy
 from gatehouse.authorize.core.header_templates import Source, Template, parse_template
 from gatehouse.common.config.issues import ConfigError, Issue, Severity
 from gatehouse.common.config.model import BearerTokenFormat, JWTIssuerFormat, LoadBalancingPolicy
 from gatehouse.common.config.resolved import ResolvedRoute, ResolvedSettings
+from gatehouse.common.config.route_checks import depends_on_host
 from gatehouse.common.jose.keys import SigningKey
 from gatehouse.common.policy.ast import Policy
 from gatehouse.common.policy.errors import PolicyError, format_path
 
-_HEADER_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _HASHING: Final = frozenset({LoadBalancingPolicy.RING_HASH, LoadBalancingPolicy.MAGLEV})
 _PER_REQUEST: Final = frozenset(
     {
@@ -43,7 +41,6 @@ class HeaderPlan:
     passes_identity: bool  # the upstream sees assertion and claim headers
     set_headers: tuple[tuple[str, Template], ...] = ()
     routing_key: bool = False
-    kubernetes_token: str | None = field(default=None, repr=False)
     removed: tuple[str, ...] = ()  # client copies that must not get through
 
     @property
@@ -202,13 +199,12 @@ def _header_plan(settings: ResolvedSettings, route: ResolvedRoute) -> HeaderPlan
             for name, text in (here.set_request_headers or {}).items()
         ),
         routing_key=here.load_balancing_policy in _HASHING,
-        kubernetes_token=route.kubernetes_service_account_token,
         removed=() if passes else tuple(name for name, _ in claim_headers),
     )
 
 
 def _host_of(entry: str) -> str:
-    return urlsplit(entry).netloc if "/" in entry else entry
+    return depends_on_host(entry) or entry
 
 
 def _global_issues(settings: ResolvedSettings) -> Iterator[Issue]:
@@ -242,24 +238,6 @@ def _route_issues(route: ResolvedRoute) -> Iterator[Issue]:
         )
     if route.tls_downstream_client_ca_pem is not None:
         yield _issue(route, "tls_downstream_client_ca", "client certificates are not available yet")
-    if here.enable_google_cloud_serverless_authentication:
-        yield _issue(
-            route,
-            "enable_google_cloud_serverless_authentication",
-            "Google Cloud serverless authentication is not available yet",
-        )
-    if here.mcp is not None:
-        yield _issue(route, "mcp", "MCP routes are not available yet")
-    for name in here.set_request_headers or {}:
-        if name.startswith(":") or name.lower() == "host":
-            yield _issue(
-                route,
-                f"set_request_headers.{name}",
-                "this header cannot be set here",
-                "use host_rewrite or prefix_rewrite",
-            )
-        elif not _HEADER_NAME.fullmatch(name):
-            yield _issue(route, f"set_request_headers.{name}", "not a header name")
 
 
 def _issue(route: ResolvedRoute, key: str, message: str, fix: str = "") -> Issue:

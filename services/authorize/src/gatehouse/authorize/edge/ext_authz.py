@@ -70,7 +70,14 @@ class ExtAuthz(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[mi
         answer = decider.answer(facts, prepared, identity, now_s, tokens)
         if answer.evaluation is not None:
             in_force.log.write(
-                Line(facts, identity, prepared.plan, answer.evaluation, self._source.versions())
+                Line(
+                    facts,
+                    identity,
+                    prepared.plan,
+                    answer.evaluation,
+                    self._source.versions(),
+                    now_s,
+                )
             )
         return answer.response
 

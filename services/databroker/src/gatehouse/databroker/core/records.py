@@ -224,7 +224,8 @@ class _Step:
                     if (current := self._current(item.key)) is not None
                 )
             case Reap(victims):
-                return tuple(self._delete(item) for item in victims if self._is_unchanged(item))
+                oldest_first = sorted(victims, key=lambda item: item.version)
+                return tuple(map(self._delete, filter(self._is_unchanged, oldest_first)))
 
     def _current(self, key: Key) -> StoredRecord | None:
         for layer in (self.head, self._before):

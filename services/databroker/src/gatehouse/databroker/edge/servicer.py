@@ -239,12 +239,13 @@ class DataBrokerServicer(pb_grpc.DataBrokerServiceServicer):
         self, request: pb.SyncRequest, context: Context
     ) -> AsyncIterator[pb.SyncResponse]:
         """Send options once, then the changes after a position, and stay unless told not to."""
-        del context
         self._hub.check_open()
         type_ = _check_type(request.type)
         heartbeat_s = _heartbeat_s(request)
         position = await _within(self._storage.position())
         admit(position, request.server_version, request.record_version)
+        # Tells the client that it may go on from there, also while there is nothing to send.
+        await context.send_initial_metadata(())
         for item in await self._typed_options(type_):
             yield pb.SyncResponse(options=item)
         follower = self._hub.follow(request.server_version, request.record_version, type_)

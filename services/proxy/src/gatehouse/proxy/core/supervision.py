@@ -1,4 +1,4 @@
-"""When is Envoy started, left alone, started again, or given up?
+"""When Envoy is started, left alone, started again, or given up.
 
 A pure state machine: `step(state, event)` gives the next state and one command. Times are seconds
 of a monotonic clock, handed in with the events.
@@ -109,7 +109,7 @@ def step(state: State, event: Event) -> tuple[State, Command]:
             return replace(state, phase=Phase.RUNNING), Spawn()
         case Phase.RUNNING, Stop():
             return replace(state, phase=Phase.STOPPING), Terminate()
-        case (Phase.IDLE | Phase.WAITING), Stop():
+        case ((Phase.IDLE | Phase.WAITING), Stop()):
             return replace(state, phase=Phase.STOPPED), Nothing()
         case Phase.STOPPING, Exited():
             return replace(state, phase=Phase.STOPPED), Nothing()

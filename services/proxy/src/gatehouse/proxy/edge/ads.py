@@ -1,4 +1,4 @@
-"""How do resources reach Envoy: the delta ADS servicer on a Unix socket.
+"""How resources reach Envoy: the delta ADS servicer on a Unix socket.
 
 Only the Envoy beside us connects here (mode 0600 in a 0700 directory), so there is no token. What
 each stream must be sent next is decided in `core/xds/ordering.py`; this module moves the bytes.
@@ -79,7 +79,9 @@ class AdsServer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
         for stream in self._streams:
             stream.wake.set()
 
-    async def wait_for(self, condition: Callable[[AdsServer], bool], timeout_s: float) -> None:
+    async def wait_for(
+        self, condition: Callable[[AdsServer], bool], timeout_s: float | None
+    ) -> None:
         """Return once `condition` holds; it is asked after each change. Raises TimeoutError."""
         async with asyncio.timeout(timeout_s), self._changed:
             await self._changed.wait_for(lambda: condition(self))
@@ -88,10 +90,7 @@ class AdsServer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
         """Listen on `socket` until `stop`. Raises OSError when it cannot be had."""
         server = grpc.aio.server(options=[("grpc.max_send_message_length", -1)])
         ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(self, server)
-        socket.unlink(missing_ok=True)
-        if server.add_insecure_port(f"unix:{socket}") == 0:
-            raise OSError(f"cannot listen on {socket}")
-        socket.chmod(_SOCKET_MODE)
+        _listen(server, socket)
         await server.start()
         try:
             ready()
@@ -101,8 +100,7 @@ class AdsServer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
             for stream in self._streams:
                 stream.wake.set()
             await server.stop(_STOP_GRACE_S)
-            with contextlib.suppress(FileNotFoundError):
-                socket.unlink()
+            _forget(socket)
 
     async def DeltaAggregatedResources(  # noqa: N802
         self,
@@ -262,7 +260,10 @@ class _Stream:
             subscription.started and not subscription.awaiting
             for subscription in self.subscriptions.values()
         )
-        refused = any(subscription.refused for subscription in self.subscriptions.values())
+        refused = any(
+            subscription.refuses(snapshot.resources[type_url])
+            for type_url, subscription in self.subscriptions.items()
+        )
         if idle:
             self.settled_version = "" if refused else snapshot.version
         await self._server.settled(self)
@@ -286,3 +287,14 @@ def _response(
         ],
         removed_resources=delta.removals,
     )
+
+
+def _listen(server: grpc.aio.Server, socket: Path) -> None:
+    _forget(socket)
+    if server.add_insecure_port(f"unix:{socket}") == 0:
+        raise OSError(f"cannot listen on {socket}")
+    socket.chmod(_SOCKET_MODE)
+
+
+def _forget(socket: Path) -> None:
+    socket.unlink(missing_ok=True)

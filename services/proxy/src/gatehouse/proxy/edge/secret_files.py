@@ -1,4 +1,4 @@
-"""How do keys and certificates reach Envoy's disk, readable by nobody else?
+"""How keys and certificates reach Envoy's disk, readable by nobody else.
 
 File names carry a hash of their content (`core/xds/snapshot.py`), so a file is written once and
 never changed; Envoy notices a new certificate because its listener names another file.

@@ -175,10 +175,11 @@ def _duration_s(values: Mapping[str, str], key: str, default: float) -> float:
 def _warnings(given: Mapping[str, str]) -> tuple[str, ...]:
     hosts = [host for host in given.get("host", "").split(",") if host and not _is_local(host)]
     if hosts and given.get("sslmode") not in _STRICT_MODES:
-        return (
-            f"{_KEY}: sslmode is weaker than verify-full for a host that is not this one; the "
-            "server is not verified",
+        warning = (
+            f"{_KEY}: sslmode is weaker than verify-full for a host that is not this one; "
+            "the server is not verified"
         )
+        return (warning,)
     return ()
 
 

@@ -1,11 +1,15 @@
 """The statements of the PostgreSQL store. Times are Unix microseconds of the database's clock."""
 
+# ruff: noqa: S608 - what is put together here are constants of this file
+
 from __future__ import annotations
 
 from typing import Final, LiteralString
 
 CHANNEL: Final = "gatehouse_record_change"
-MIGRATION_LOCK: Final = 0x67617465686F7573  # "gatehous"
+# Advisory locks, in a number space that all users of a database share.
+MIGRATION_LOCK: Final = 0x67617465686F7301  # "gatehos", 1
+CLEANING_LOCK: Final = 0x67617465686F7302
 
 NOW_US: Final[LiteralString] = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 COLUMNS: Final[LiteralString] = "version, type, id, data, modified_at_us"
@@ -15,14 +19,20 @@ SESSION: Final[LiteralString] = """
            set_config('idle_in_transaction_session_timeout', %s, false),
            set_config('lock_timeout', %s, false)"""
 
+LOCAL_TIMEOUT: Final[LiteralString] = "SELECT set_config('statement_timeout', %s, true)"
+
 # Schema
 
 SCHEMA_STATE: Final[LiteralString] = """
     SELECT to_regnamespace('gatehouse') IS NOT NULL,
            to_regclass('gatehouse.schema_version') IS NOT NULL"""
 SCHEMA_LOCK: Final[LiteralString] = "SELECT pg_advisory_xact_lock(%s)"
-SCHEMA_VERSION: Final[LiteralString] = "SELECT coalesce(max(version), 0) FROM gatehouse.schema_version"
-SCHEMA_TABLE: Final[LiteralString] = "CREATE TABLE gatehouse.schema_version (version INTEGER NOT NULL)"
+SCHEMA_VERSION: Final[LiteralString] = (
+    "SELECT coalesce(max(version), 0) FROM gatehouse.schema_version"
+)
+SCHEMA_TABLE: Final[LiteralString] = (
+    "CREATE TABLE gatehouse.schema_version (version INTEGER NOT NULL)"
+)
 SCHEMA_STEP: Final[LiteralString] = "INSERT INTO gatehouse.schema_version (version) VALUES (%s)"
 FIRST_HISTORY: Final[LiteralString] = """
     INSERT INTO gatehouse.sequencer (server_version, latest_version, pruned_version)
@@ -65,8 +75,9 @@ DELETE: Final[LiteralString] = """
     WHERE held.type = gone.type AND held.id = gone.id"""
 GET: Final[LiteralString] = f"SELECT {COLUMNS} FROM gatehouse.records WHERE type = %s AND id = %s"
 OVER_CAPACITY: Final[LiteralString] = f"""
-    SELECT {COLUMNS} FROM gatehouse.records WHERE type = %s
-    ORDER BY version DESC OFFSET %s LIMIT %s"""
+    SELECT * FROM (
+        SELECT {COLUMNS} FROM gatehouse.records WHERE type = %s ORDER BY version DESC OFFSET %s
+    ) AS over ORDER BY version LIMIT %s"""
 EXPIRED: Final[LiteralString] = f"""
     SELECT {COLUMNS} FROM gatehouse.records
     WHERE type = %s AND modified_at_us < {NOW_US} - %s LIMIT %s"""
@@ -89,7 +100,7 @@ CHANGES: Final[LiteralString] = f"""
             SELECT *, sum(length(data)) OVER (ORDER BY version) - length(data) AS before FROM (
                 SELECT * FROM gatehouse.record_changes
                 WHERE version > %(after)s ORDER BY version LIMIT %(limit)s
-            ) AS some
+            ) AS first_rows
         ) AS counted WHERE before < %(bytes)s
     ) AS page ON TRUE
     ORDER BY page.version"""
@@ -101,11 +112,12 @@ _HEAD: Final[LiteralString] = f"""
         SELECT *, sum(length(data)) OVER (ORDER BY type, id) - length(data) AS before FROM (
             SELECT {COLUMNS} FROM gatehouse.records
             WHERE (type, id) > (%(after_type)s, %(after_id)s) ORDER BY type, id LIMIT %(limit)s
-        ) AS some
+        ) AS first_rows
     ) AS counted WHERE before < %(bytes)s ORDER BY type, id"""
 HEAD: Final[LiteralString] = _HEAD
 TYPED_HEAD: Final[LiteralString] = _HEAD.replace(
-    "WHERE (type, id) > (%(after_type)s, %(after_id)s)", "WHERE type = %(type)s AND id > %(after_id)s"
+    "WHERE (type, id) > (%(after_type)s, %(after_id)s)",
+    "WHERE type = %(type)s AND id > %(after_id)s",
 )
 
 # Queries
@@ -181,7 +193,9 @@ CLEAR_HISTORY: Final[LiteralString] = """
 
 # Leases and checkpoint
 
-LEASE_LOCK: Final[LiteralString] = "SELECT pg_advisory_xact_lock(hashtextextended('lease:' || %s, 0))"
+LEASE_LOCK: Final[LiteralString] = (
+    "SELECT pg_advisory_xact_lock(hashtextextended('lease:' || %s, 0))"
+)
 LEASE: Final[LiteralString] = f"""
     SELECT {NOW_US}, held.name, held.id, held.expires_at_us, held.fence
     FROM (SELECT 1) AS one LEFT JOIN gatehouse.leases AS held ON held.name = %s"""
@@ -197,6 +211,7 @@ SET_CHECKPOINT: Final[LiteralString] = """
 
 # Cleaning
 
+PRUNE_LOCK: Final[LiteralString] = "SELECT pg_try_advisory_xact_lock(%s)"
 PRUNE_LEASES: Final[LiteralString] = f"""
     DELETE FROM gatehouse.leases WHERE expires_at_us < {NOW_US} - %s"""
 PRUNE_END: Final[LiteralString] = f"""

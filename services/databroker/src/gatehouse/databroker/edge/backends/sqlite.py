@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from gatehouse.common.clock import Clock, Rng
-
 from gatehouse.databroker.core import leases
 from gatehouse.databroker.core.feed import Position
 from gatehouse.databroker.core.options import TypeRules
@@ -102,6 +101,7 @@ class SqliteStorage:
             await self._writer.call(lambda db: db.migrate(server_version))
             await self._reader.open(partial(SqliteDatabase, path, self._codec, is_writer=False))
             self._resources = stack.pop_all()
+        self._writes.accept()
 
     async def run(self) -> None:
         """Commit writes until cancelled."""

@@ -420,10 +420,11 @@ class SqliteDatabase:
         if capacity is None:
             return ()
         rows = self._rows(
-            f"SELECT {_COLUMNS} FROM records WHERE type = ? ORDER BY version DESC LIMIT ? OFFSET ?",  # noqa: S608
+            f"SELECT * FROM (SELECT {_COLUMNS} FROM records WHERE type = ?"  # noqa: S608
+            " ORDER BY version DESC LIMIT -1 OFFSET ?) ORDER BY version LIMIT ?",
             type_,
-            MAX_REAPED,
             capacity,
+            MAX_REAPED,
         )
         return tuple(self._record(row) for row in rows)
 

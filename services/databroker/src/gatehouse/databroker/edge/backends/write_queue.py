@@ -39,13 +39,17 @@ class _Pending:
 
 
 class WriteQueue:
-    """Collects writes and hands them to `commit` in batches; `run` must be running."""
+    """Collects writes and hands them to `commit` in batches, from `accept` to the end of `run`."""
 
     def __init__(self, commit: Callable[[Sequence[Write]], Awaitable[Committed]]) -> None:
         self._commit = commit
         self._queue: asyncio.Queue[_Pending] = asyncio.Queue(MAX_PENDING)
         self._held_over: _Pending | None = None
-        self._is_running = False
+        self._is_accepting = False
+
+    def accept(self) -> None:
+        """Take writes from now on; `run` is about to be called."""
+        self._is_accepting = True
 
     async def submit(self, write: Write) -> WriteResult:
         """Return once the write is committed.
@@ -53,7 +57,7 @@ class WriteQueue:
         Raises the write's own error, UnavailableError when the commit failed or the store is
         closing, ResourceExhaustedError when too many writes are waiting.
         """
-        if not self._is_running:
+        if not self._is_accepting:
             raise StorageUnavailableError("the store is not open for writing")
         items = write.victims if isinstance(write, Reap) else write.records
         size = sum(len(item.data) for item in items)
@@ -70,13 +74,12 @@ class WriteQueue:
     async def run(self) -> None:
         """Commit batches until cancelled; what is left then fails as unavailable."""
         batch: list[_Pending] = []
-        self._is_running = True
         try:
             while True:
                 batch = await self._next_batch()
                 await self._commit_batch(batch)
         finally:
-            self._is_running = False
+            self._is_accepting = False
             self._abandon(batch)
 
     async def _next_batch(self) -> list[_Pending]:

@@ -1,4 +1,4 @@
-"""Which response goes out next on a stream, so that nothing is broken before its successor works?
+"""Which response goes out next, so that nothing is broken before its successor works.
 
 Make before break (Envoy, "Eventual consistency considerations"): clusters first, then the listeners
 and the routes that point at them; what is gone is taken away in the opposite order, and only after
@@ -68,7 +68,7 @@ def next_step(
             continue
         if subscription.awaiting:
             return Rest()
-        if type_url is not CLUSTER and _held_back(subscriptions):
+        if type_url is not CLUSTER and _held_back(subscriptions, wanted):
             return Rest()
         upserts = deltas[type_url].upserts
         absent = _absent_names(subscription, deltas[type_url])
@@ -77,7 +77,7 @@ def next_step(
         if type_url == ROUTE_CONFIGURATION and warming and _serves(subscriptions):
             return AwaitClusters(warming)
         return Push(type_url, Delta(upserts, absent))
-    if any(subscription.refused for subscription in subscriptions.values()):
+    if any(_refused(kind, subscriptions, wanted) for kind in subscriptions):
         # Envoy still works with something older, which may need what would be taken away now.
         return Rest()
     for type_url in reversed(PUSH_ORDER):
@@ -97,11 +97,21 @@ def _serves(subscriptions: Mapping[TypeUrl, Subscription]) -> bool:
     return routes is not None and routes.holds_any
 
 
-def _held_back(subscriptions: Mapping[TypeUrl, Subscription]) -> bool:
+def _refused(
+    type_url: TypeUrl,
+    subscriptions: Mapping[TypeUrl, Subscription],
+    wanted: Mapping[TypeUrl, ResourceMap],
+) -> bool:
+    subscription = subscriptions.get(type_url)
+    return subscription is not None and subscription.refuses(wanted.get(type_url, {}))
+
+
+def _held_back(
+    subscriptions: Mapping[TypeUrl, Subscription], wanted: Mapping[TypeUrl, ResourceMap]
+) -> bool:
     """True while a cluster is refused and an older configuration is in force as a whole.
 
     Routes that point at a refused cluster would answer 503 where the old ones work. A client that
     has no routes yet gets them all the same: most of a configuration is better than none of it.
     """
-    clusters = subscriptions.get(CLUSTER)
-    return bool(clusters and clusters.refused and _serves(subscriptions))
+    return _refused(CLUSTER, subscriptions, wanted) and _serves(subscriptions)

@@ -1,4 +1,4 @@
-"""What is one xDS resource, and which types are there?"""
+"""What one xDS resource is, and which types there are."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from gatehouse.common.ids import TypeUrl
 
 CLUSTER: Final = TypeUrl("type.googleapis.com/envoy.config.cluster.v3.Cluster")
 LISTENER: Final = TypeUrl("type.googleapis.com/envoy.config.listener.v3.Listener")
-ROUTE_CONFIGURATION: Final = TypeUrl(
-    "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
-)
+ROUTE_CONFIGURATION: Final = TypeUrl("type.googleapis.com/envoy.config.route.v3.RouteConfiguration")
 
 # The order in which additions are pushed; removals go the other way round.
 PUSH_ORDER: Final = (CLUSTER, LISTENER, ROUTE_CONFIGURATION)

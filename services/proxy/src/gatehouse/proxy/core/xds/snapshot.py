@@ -1,4 +1,4 @@
-"""Which resources and files make Envoy do what the settings say?
+"""Which resources and files make Envoy do what the settings say.
 
 `build_snapshot` is a pure function (design D2): equal settings and environment give equal bytes,
 whatever order maps were filled in, so that a resource's version changes only when it does.

@@ -1,4 +1,4 @@
-"""What does one client hold of one resource type, and what must it still be sent?
+"""What one client holds of one resource type, and what it must still be sent.
 
 A pure state machine for one type of one delta discovery stream. The protocol is Envoy's "xDS REST
 and gRPC protocol" page, chapter "Incremental xDS"; the comments below name its sections. At most
@@ -7,6 +7,7 @@ one response is in flight at a time, so a nonce is either the one awaited or sta
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -84,7 +85,8 @@ class Subscription:
         # names asked for that the client was told do not exist
         self._absent: set[str] = set()
         self._in_flight: _InFlight | None = None
-        self._refused: frozenset[str] = frozenset()
+        # name -> version, of what the last refusal spoke of and no answer has mended since
+        self._refused: dict[str, str] = {}
         self._refused_exactly = False
         self._reason = ""
 
@@ -105,8 +107,19 @@ class Subscription:
 
     @property
     def refused(self) -> str:
-        """Why the client refused something that is still wanted; empty when it did not."""
+        """Why the client refused something; empty once it took what came instead."""
         return self._reason
+
+    def refuses(self, resources: ResourceMap) -> bool:
+        """True when `resources` hold a version that the client refused.
+
+        Of a refusal that named nothing, a change to any part may be what mends it.
+        """
+        still = [
+            name in resources and resources[name].version == version
+            for name, version in self._refused.items()
+        ]
+        return any(still) if self._refused_exactly else bool(still) and all(still)
 
     def wants(self, name: str) -> bool:
         """True when the client subscribed to `name`, by name or by wildcard."""
@@ -177,26 +190,30 @@ class Subscription:
                 self._known[name] = version
         for name in in_flight.removals:
             self._known.pop(name, None)
-        names = frozenset(in_flight.versions) | in_flight.removals
         if request.error is None:
+            names = frozenset(in_flight.versions) | in_flight.removals
             self._clear_refusal(names)
             return Acked(names)
-        return self._refuse(names, request.error)
+        return self._refuse(in_flight, request.error)
 
-    def _refuse(self, names: frozenset[str], error: str) -> Nacked:
-        reason = (error.strip() or "refused without a reason")[:_MAX_REASON]
-        named = frozenset(name for name in names if name in error)
-        exactly = bool(named)
-        kept = self._refused - names if self._refused_exactly and exactly else frozenset()
-        self._refused = kept | (named or names)
-        self._refused_exactly = exactly
-        self._reason = reason
-        return Nacked(named or names, reason)
+    def _refuse(self, in_flight: _InFlight, error: str) -> Nacked:
+        versions = {**dict.fromkeys(in_flight.removals, _UNKNOWN_VERSION), **in_flight.versions}
+        named = {name: version for name, version in versions.items() if _mentions(error, name)}
+        kept: dict[str, str] = {}
+        if self._refused_exactly and named:
+            kept = {name: v for name, v in self._refused.items() if name not in versions}
+        self._refused = {**kept, **(named or versions)}
+        self._refused_exactly = bool(named)
+        self._reason = (error.strip() or "refused without a reason")[:_MAX_REASON]
+        return Nacked(frozenset(named or versions), self._reason)
 
     def _clear_refusal(self, names: frozenset[str]) -> None:
         # Envoy takes the good clusters and listeners of a response and names the bad ones. While
         # the names are known, taking others does not mend them; if not, any ACK is good news.
-        self._refused = self._refused - names if self._refused_exactly else frozenset()
+        if not self._refused_exactly:
+            self._refused.clear()
+        for name in names & self._refused.keys():
+            del self._refused[name]
         if not self._refused:
             self._refused_exactly = False
             self._reason = ""
@@ -227,3 +244,9 @@ class Subscription:
         )
         self._absent.update(name for name in delta.removals if name in self._names)
         self._absent.difference_update(resource.name for resource in delta.upserts)
+
+
+def _mentions(text: str, name: str) -> bool:
+    """True when `name` stands in `text` as a whole, not as a part of a longer name."""
+    pattern = rf"(?<![\w.-]){re.escape(name)}(?![\w-])"
+    return re.search(pattern, text) is not None

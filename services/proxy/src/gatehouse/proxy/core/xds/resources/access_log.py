@@ -1,4 +1,4 @@
-"""What does Envoy write about each request? (observability, access log)
+"""What Envoy writes about each request (observability, access log).
 
 Envoy writes the lines itself, as JSON on its standard output (design D10).
 """
@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from envoy.config.accesslog.v3 import accesslog_pb2
+from envoy.config.core.v3 import extension_pb2, substitution_format_string_pb2
 from envoy.config.route.v3 import route_components_pb2
 from envoy.extensions.access_loggers.filters.cel.v3 import cel_pb2
 from envoy.extensions.access_loggers.stream.v3 import stream_pb2
+from envoy.extensions.formatter.req_without_query.v3 import req_without_query_pb2
 from envoy.type.matcher.v3 import regex_pb2, string_pb2
 from google.protobuf.struct_pb2 import Struct
 
@@ -119,12 +121,21 @@ def _constants(level: str, message: str) -> dict[str, Any]:
 def _log(
     fields: Mapping[str, Any], chosen: accesslog_pb2.AccessLogFilter
 ) -> accesslog_pb2.AccessLog:
-    format_ = Struct()
-    format_.update(fields)
+    json_format = Struct()
+    json_format.update(fields)
+    log_format = substitution_format_string_pb2.SubstitutionFormatString(
+        json_format=json_format,
+        formatters=[
+            extension_pb2.TypedExtensionConfig(
+                name="envoy.formatter.req_without_query",
+                typed_config=packed(req_without_query_pb2.ReqWithoutQuery()),
+            ),
+        ],
+    )
     return accesslog_pb2.AccessLog(
         name="envoy.access_loggers.stdout",
         filter=chosen,
-        typed_config=packed(stream_pb2.StdoutAccessLog(log_format={"json_format": format_})),
+        typed_config=packed(stream_pb2.StdoutAccessLog(log_format=log_format)),
     )
 
 

@@ -1,4 +1,4 @@
-"""What does Envoy know before it hears from us: where we are, and its own limits."""
+"""What Envoy knows before it hears from us: where we are, and its own limits."""
 
 from __future__ import annotations
 
@@ -33,14 +33,16 @@ _CONNECT_TIMEOUT_S: Final = 5.0
 def bootstrap(*, service_name: str, xds_socket: str, admin_socket: str) -> bootstrap_pb2.Bootstrap:
     """Everything else comes over the delta ADS stream on `xds_socket`."""
     runtime = Struct()
-    runtime.update({
-        "re2.max_program_size.error_level": 1048576,
-        "re2.max_program_size.warn_level": 1024,
-    })
+    runtime.update(
+        {
+            "re2.max_program_size.error_level": 1048576,
+            "re2.max_program_size.warn_level": 1024,
+        }
+    )
     ads = config_source_pb2.ConfigSource(
         ads=config_source_pb2.AggregatedConfigSource(), resource_api_version=config_source_pb2.V3
     )
-    result = bootstrap_pb2.Bootstrap(
+    return bootstrap_pb2.Bootstrap(
         node=base_pb2.Node(id=service_name, cluster=service_name),
         admin=bootstrap_pb2.Admin(
             address=address_pb2.Address(
@@ -85,7 +87,6 @@ def bootstrap(*, service_name: str, xds_socket: str, admin_socket: str) -> boots
             ]
         ),
     )
-    return result
 
 
 def _control_plane(socket: str) -> cluster_pb2.Cluster:
@@ -96,11 +97,7 @@ def _control_plane(socket: str) -> cluster_pb2.Cluster:
         load_assignment={
             "cluster_name": CONTROL_PLANE_GRPC,
             "endpoints": [
-                {
-                    "lb_endpoints": [
-                        {"endpoint": {"address": {"pipe": {"path": socket}}}}
-                    ]
-                }
+                {"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": socket}}}}]}
             ],
         },
     )

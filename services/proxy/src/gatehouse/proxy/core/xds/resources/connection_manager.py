@@ -1,4 +1,4 @@
-"""How does Envoy read requests, and through which filters do they go?"""
+"""How Envoy reads requests, and through which filters they go."""
 
 from __future__ import annotations
 
@@ -93,9 +93,10 @@ _TRACEPARENT: Final = (
 def connection_manager(
     resolved: ResolvedSettings, environment: SnapshotEnvironment, *, quic: bool = False
 ) -> hcm_pb2.HttpConnectionManager:
-    """The manager of the public listeners. `internal_address_config` stays unset on purpose:
+    """The manager of the public listeners.
 
-    no client address counts as internal, so that x-envoy-* headers are removed from all of them.
+    `internal_address_config` stays unset on purpose: no client address counts as internal, so that
+    x-envoy-* headers are removed from all of them.
     """
     settings = resolved.settings
     manager = hcm_pb2.HttpConnectionManager(
@@ -121,7 +122,7 @@ def connection_manager(
         http_protocol_options=preserve_case(),
         http2_protocol_options=protocol_pb2.Http2ProtocolOptions(allow_connect=True),
         max_request_headers_kb=uint32(_MAX_HEADERS_KB),
-        use_remote_address=boolean(True),
+        use_remote_address=boolean(value=True),
         xff_num_trusted_hops=settings.xff_num_trusted_hops,
         skip_xff_append=settings.skip_xff_append,
         strip_trailing_host_dot=True,
@@ -156,9 +157,7 @@ def http_filters(resolved: ResolvedSettings, *, quic: bool) -> list[hcm_pb2.Http
     if resolved.settings.codec_type is CodecType.HTTP3 and not quic:
         filters.append(("envoy.filters.http.header_mutation", _alt_svc(resolved.address.port)))
     filters.append(("envoy.filters.http.router", router_pb2.Router()))
-    return [
-        hcm_pb2.HttpFilter(name=name, typed_config=packed(config)) for name, config in filters
-    ]
+    return [hcm_pb2.HttpFilter(name=name, typed_config=packed(config)) for name, config in filters]
 
 
 def _script(name: str, source: str) -> lua_pb2.Lua:
@@ -166,7 +165,7 @@ def _script(name: str, source: str) -> lua_pb2.Lua:
     return lua_pb2.Lua(
         default_source_code=base_pb2.DataSource(inline_string=source),
         stat_prefix=name,
-        clear_route_cache=boolean(False),
+        clear_route_cache=boolean(value=False),
     )
 
 

@@ -1,9 +1,7 @@
-"""How does Envoy present itself to browsers, and what does it ask of their certificates?"""
+"""How Envoy presents itself to browsers, and what it asks of their certificates."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 from typing import Final
 
 from envoy.extensions.transport_sockets.tls.v3 import common_pb2, tls_pb2
@@ -54,7 +52,7 @@ def downstream_tls(
             "there is no certificate to serve https with: set certificate_file and "
             "certificate_key_file, or insecure_server behind a balancer that ends TLS"
         )
-    common = common_pb2.CommonTlsContext(
+    common = tls_pb2.CommonTlsContext(
         tls_params=common_pb2.TlsParameters(
             tls_minimum_protocol_version=common_pb2.TlsParameters.TLSv1_2,
             tls_maximum_protocol_version=common_pb2.TlsParameters.TLSv1_3,
@@ -82,14 +80,13 @@ def rejects_connections(resolved: ResolvedSettings) -> bool:
 
 
 def _client_authorities(resolved: ResolvedSettings) -> bytes:
-    mtls = resolved.settings.downstream_mtls
-    if mtls.ca_file or mtls.crl_file:
-        raise SnapshotError(
-            "downstream_mtls: ca_file and crl_file cannot be used yet; give ca and crl inline"
-        )
-    parts = [_pem("downstream_mtls.ca", mtls.ca)] if mtls.ca else []
-    routes = {route.tls_downstream_client_ca_pem for route in resolved.routes} - {None}
-    parts += sorted(pem for pem in routes if pem)
+    """The global authorities and those of every route, for the one context of the listener."""
+    parts = [resolved.downstream_mtls_ca_pem] if resolved.downstream_mtls_ca_pem else []
+    parts += sorted({
+        route.tls_downstream_client_ca_pem
+        for route in resolved.routes
+        if route.tls_downstream_client_ca_pem
+    })
     return b"\n".join(parts)
 
 
@@ -104,8 +101,8 @@ def _client_validation(
         # Authorize verifies, by route, and answers with a page.
         context.trust_chain_verification = common_pb2.CertificateValidationContext.ACCEPT_UNTRUSTED
         return context
-    if mtls.crl:
-        context.crl.CopyFrom(files.add("client-crl", _pem("downstream_mtls.crl", mtls.crl)))
+    if resolved.downstream_mtls_crl_pem:
+        context.crl.CopyFrom(files.add("client-crl", resolved.downstream_mtls_crl_pem))
     if mtls.max_verify_depth:
         context.max_verify_depth.CopyFrom(uint32(mtls.max_verify_depth))
     for entry in mtls.match_subject_alt_names:
@@ -123,9 +120,3 @@ def _client_validation(
             context.match_typed_subject_alt_names.append(matcher)
     return context
 
-
-def _pem(key: str, text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error:
-        raise SnapshotError(f"{key}: is not base64") from None

@@ -1,4 +1,4 @@
-"""Which addresses stand behind a cluster, and how are they found and balanced?"""
+"""Which addresses stand behind a cluster, and how they are found and balanced."""
 
 from __future__ import annotations
 
@@ -168,16 +168,15 @@ def _add_discovery(
         rate = seconds(settings.dns_failure_refresh_rate)
         dns.dns_failure_refresh_rate.base_interval.CopyFrom(rate)
     cluster.cluster_type.CopyFrom(
-        cluster_pb2.Cluster.CustomClusterType(
-            name="envoy.clusters.dns", typed_config=packed(dns)
-        )
+        cluster_pb2.Cluster.CustomClusterType(name="envoy.clusters.dns", typed_config=packed(dns))
     )
 
 
 def _resolver(settings: Settings) -> cares_dns_resolver_pb2.CaresDnsResolverConfig:
     config = cares_dns_resolver_pb2.CaresDnsResolverConfig(
-        udp_max_queries=uint32(100 if settings.dns_udp_max_queries is None else
-                               settings.dns_udp_max_queries)
+        udp_max_queries=uint32(
+            100 if settings.dns_udp_max_queries is None else settings.dns_udp_max_queries
+        )
     )
     for text in settings.dns_resolvers:
         config.resolvers.append(_resolver_address(text))
@@ -206,9 +205,5 @@ def _resolver_address(text: str) -> address_pb2.Address:
         raise SnapshotError(f"dns_resolvers: {text!r} is not udp://IP:port or tcp://IP:port")
     protocol = address_pb2.SocketAddress.UDP if scheme == "udp" else address_pb2.SocketAddress.TCP
     return address_pb2.Address(
-        socket_address=address_pb2.SocketAddress(
-            address=host, port_value=number, protocol=protocol
-        )
+        socket_address=address_pb2.SocketAddress(address=host, port_value=number, protocol=protocol)
     )
-
-

@@ -1,4 +1,4 @@
-"""What do the builders need to know that the settings do not say?"""
+"""What the builders need to know that the settings do not say."""
 
 from __future__ import annotations
 

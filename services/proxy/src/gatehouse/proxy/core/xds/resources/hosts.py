@@ -1,4 +1,4 @@
-"""Which host names does a virtual host or a wildcard route stand for?"""
+"""Which host names a virtual host or a wildcard route stands for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which clusters lead to our own services?"""
+"""Which clusters lead to our own services."""
 
 from __future__ import annotations
 
@@ -126,6 +126,7 @@ def _remote(
             server_name=resolved.settings.override_certificate_name or host,
             trusted_pem=roots_pem(resolved, environment),
             files=files,
+            client_certificate=resolved.grpc_client_certificate,
             alpn=("h2", "http/1.1"),
         )
     return Endpoint(
@@ -170,7 +171,7 @@ def _health_check() -> health_check_pb2.HealthCheck:
         interval_jitter_percent=10,
         unhealthy_threshold=uint32(1),
         healthy_threshold=uint32(1),
-        reuse_connection=boolean(True),
+        reuse_connection=boolean(value=True),
         grpc_health_check=health_check_pb2.HealthCheck.GrpcHealthCheck(
             service_name=AUTHORIZE_CLUSTER
         ),
@@ -194,5 +195,3 @@ def _outlier_detection() -> outlier_detection_pb2.OutlierDetection:
         success_rate_request_volume=uint32(10),
         success_rate_stdev_factor=uint32(1900),
     )
-
-

@@ -1,14 +1,17 @@
-"""On which addresses does Envoy listen, and what is spoken there?"""
+"""On which addresses Envoy listens, and what is spoken there."""
 
 from __future__ import annotations
 
 import ipaddress
 from typing import Final
 
-from envoy.config.core.v3 import address_pb2, base_pb2, protocol_pb2
-from envoy.config.listener.v3 import listener_components_pb2, listener_pb2, quic_config_pb2
-from envoy.config.listener.v3 import udp_listener_config_pb2
-from envoy.config.core.v3 import udp_socket_config_pb2
+from envoy.config.core.v3 import address_pb2, base_pb2, protocol_pb2, udp_socket_config_pb2
+from envoy.config.listener.v3 import (
+    listener_components_pb2,
+    listener_pb2,
+    quic_config_pb2,
+    udp_listener_config_pb2,
+)
 from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.listener.proxy_protocol.v3 import proxy_protocol_pb2
@@ -87,11 +90,11 @@ def _quic(
     listener = listener_pb2.Listener(
         name="quic-ingress",
         per_connection_buffer_limit_bytes=uint32(BUFFER_LIMIT),
-        enable_reuse_port=boolean(True),
+        enable_reuse_port=boolean(value=True),
         udp_listener_config=udp_listener_config_pb2.UdpListenerConfig(
             quic_options=quic_config_pb2.QuicProtocolOptions(),
             downstream_socket_config=udp_socket_config_pb2.UdpSocketConfig(
-                prefer_gro=boolean(True)
+                prefer_gro=boolean(value=True)
             ),
         ),
     )
@@ -114,15 +117,13 @@ def _quic(
 def _redirect(
     resolved: ResolvedSettings, environment: SnapshotEnvironment
 ) -> listener_pb2.Listener:
-    """http to https, port dropped: a `port_redirect` would leave `:443` in Location."""
+    """Http to https, port dropped: a `port_redirect` would leave `:443` in Location."""
     insecure = resolved.settings.insecure_server
     route = route_components_pb2.Route(
         match=route_components_pb2.RouteMatch(prefix="/"),
         redirect=route_components_pb2.RedirectAction(https_redirect=True),
         response_headers_to_add=[
-            base_pb2.HeaderValueOption(
-                header=base_pb2.HeaderValue(key="connection", value="close")
-            )
+            base_pb2.HeaderValueOption(header=base_pb2.HeaderValue(key="connection", value="close"))
         ],
     )
     manager = _small_manager("http_redirect", route)
@@ -137,9 +138,7 @@ def _redirect(
     return listener
 
 
-def _admin(
-    resolved: ResolvedSettings, environment: SnapshotEnvironment
-) -> listener_pb2.Listener:
+def _admin(resolved: ResolvedSettings, environment: SnapshotEnvironment) -> listener_pb2.Listener:
     route = route_components_pb2.Route(match=route_components_pb2.RouteMatch(prefix="/"))
     route.route.cluster = ENVOY_ADMIN
     listener = _tcp(
@@ -163,9 +162,9 @@ def _small_manager(
             virtual_hosts=[
                 route_components_pb2.VirtualHost(name=stat_prefix, domains=["*"], routes=[route])
             ],
-            validate_clusters=boolean(False),
+            validate_clusters=boolean(value=False),
         ),
-        use_remote_address=boolean(True),
+        use_remote_address=boolean(value=True),
         common_http_protocol_options=protocol_pb2.HttpProtocolOptions(
             headers_with_underscores_action=protocol_pb2.HttpProtocolOptions.REJECT_REQUEST
         ),
@@ -231,9 +230,7 @@ def _bind_hosts(host: str, *, ipv6: bool) -> tuple[str, ...]:
 def _socket(host: str, port: int, *, udp: bool) -> address_pb2.Address:
     protocol = address_pb2.SocketAddress.UDP if udp else address_pb2.SocketAddress.TCP
     return address_pb2.Address(
-        socket_address=address_pb2.SocketAddress(
-            address=host, port_value=port, protocol=protocol
-        )
+        socket_address=address_pb2.SocketAddress(address=host, port_value=port, protocol=protocol)
     )
 
 

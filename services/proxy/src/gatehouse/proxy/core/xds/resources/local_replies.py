@@ -1,4 +1,4 @@
-"""What does a client read when Envoy itself refuses or fails a request?
+"""What a client reads when Envoy itself refuses or fails a request.
 
 The form follows what the client accepts, noted by the request guard script as dynamic metadata;
 requests refused before any script runs get the HTML page. Answers made by authorize, configured
@@ -39,9 +39,6 @@ _GRPC_CODES: Final[Mapping[int, tuple[str, ...]]] = {
 }
 _GRPC_UNAVAILABLE: Final = 14
 
-_Mapper = http_connection_manager_pb2.ResponseMapper
-_Filter = accesslog_pb2.AccessLogFilter
-
 
 def local_replies(
     error_page: str, response_headers: Mapping[str, str]
@@ -53,7 +50,7 @@ def local_replies(
         _json_mapper("json", "application/json"),
         *(_grpc_mapper(code, flags) for code, flags in sorted(_GRPC_CODES.items())),
         _grpc_mapper(_GRPC_UNAVAILABLE, ()),
-        _Mapper(
+        http_connection_manager_pb2.ResponseMapper(
             filter=_ours(),
             body_format_override=substitution_format_string_pb2.SubstitutionFormatString(
                 text_format_source=base_pb2.DataSource(inline_string=error_page),
@@ -66,14 +63,16 @@ def local_replies(
     return http_connection_manager_pb2.LocalReplyConfig(mappers=mappers)
 
 
-def _json_mapper(reply_type: str, content_type: str) -> _Mapper:
+def _json_mapper(reply_type: str, content_type: str) -> http_connection_manager_pb2.ResponseMapper:
     body = Struct()
-    body.update({
-        "requestId": "%STREAM_ID%",
-        "status": "%RESPONSE_CODE%",
-        "statusText": "%RESPONSE_CODE_DETAILS%",
-    })
-    return _Mapper(
+    body.update(
+        {
+            "requestId": "%STREAM_ID%",
+            "status": "%RESPONSE_CODE%",
+            "statusText": "%RESPONSE_CODE_DETAILS%",
+        }
+    )
+    return http_connection_manager_pb2.ResponseMapper(
         filter=_all(_of_type(reply_type), _ours()),
         body_format_override=substitution_format_string_pb2.SubstitutionFormatString(
             json_format=body, content_type=content_type
@@ -81,12 +80,16 @@ def _json_mapper(reply_type: str, content_type: str) -> _Mapper:
     )
 
 
-def _grpc_mapper(code: int, flags: tuple[str, ...]) -> _Mapper:
+def _grpc_mapper(code: int, flags: tuple[str, ...]) -> http_connection_manager_pb2.ResponseMapper:
     """Envoy makes a trailers-only reply of it; the body becomes the status message."""
     filters = [_of_type("grpc"), _ours()]
     if flags:
-        filters.append(_Filter(response_flag_filter=accesslog_pb2.ResponseFlagFilter(flags=flags)))
-    return _Mapper(
+        filters.append(
+            accesslog_pb2.AccessLogFilter(
+                response_flag_filter=accesslog_pb2.ResponseFlagFilter(flags=flags)
+            )
+        )
+    return http_connection_manager_pb2.ResponseMapper(
         filter=_all(*filters),
         body_format_override=substitution_format_string_pb2.SubstitutionFormatString(
             text_format_source=base_pb2.DataSource(inline_string="%RESPONSE_CODE_DETAILS%")
@@ -100,8 +103,8 @@ def _grpc_mapper(code: int, flags: tuple[str, ...]) -> _Mapper:
     )
 
 
-def _ours() -> _Filter:
-    return _Filter(
+def _ours() -> accesslog_pb2.AccessLogFilter:
+    return accesslog_pb2.AccessLogFilter(
         extension_filter=accesslog_pb2.ExtensionFilter(
             name="envoy.access_loggers.extension_filters.cel",
             typed_config=packed(cel_pb2.ExpressionFilter(expression=f"!({_LEFT_ALONE})")),
@@ -109,8 +112,8 @@ def _ours() -> _Filter:
     )
 
 
-def _of_type(reply_type: str) -> _Filter:
-    return _Filter(
+def _of_type(reply_type: str) -> accesslog_pb2.AccessLogFilter:
+    return accesslog_pb2.AccessLogFilter(
         metadata_filter=accesslog_pb2.MetadataFilter(
             matcher=metadata_pb2.MetadataMatcher(
                 filter=LUA_NAMESPACE,
@@ -119,10 +122,10 @@ def _of_type(reply_type: str) -> _Filter:
                     string_match=string_pb2.StringMatcher(exact=reply_type)
                 ),
             ),
-            match_if_key_not_found=boolean(False),
+            match_if_key_not_found=boolean(value=False),
         )
     )
 
 
-def _all(*filters: _Filter) -> _Filter:
-    return _Filter(and_filter=accesslog_pb2.AndFilter(filters=filters))
+def _all(*filters: accesslog_pb2.AccessLogFilter) -> accesslog_pb2.AccessLogFilter:
+    return accesslog_pb2.AccessLogFilter(and_filter=accesslog_pb2.AndFilter(filters=filters))

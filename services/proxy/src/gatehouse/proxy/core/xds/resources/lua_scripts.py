@@ -1,4 +1,4 @@
-"""Which scripts of ours run inside Envoy? Their text is our own; no setting ever becomes code."""
+"""Which scripts of ours run inside Envoy. No setting ever becomes code."""
 
 from __future__ import annotations
 

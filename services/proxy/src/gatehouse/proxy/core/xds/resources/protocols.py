@@ -1,4 +1,4 @@
-"""Which HTTP versions does a cluster speak?"""
+"""Which HTTP versions a cluster speaks."""
 
 from __future__ import annotations
 
@@ -76,4 +76,3 @@ def internal_grpc() -> http_protocol_options_pb2.HttpProtocolOptions:
     http2.connection_keepalive.interval_jitter.value = 15.0
     options.explicit_http_config.http2_protocol_options.CopyFrom(http2)
     return options
-

@@ -1,4 +1,4 @@
-"""Which headers does every response of a route carry?"""
+"""Which headers every response of a route carries."""
 
 from __future__ import annotations
 

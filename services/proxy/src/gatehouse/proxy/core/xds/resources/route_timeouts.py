@@ -1,4 +1,4 @@
-"""How long may a request of a route take?"""
+"""How long a request of a route may take."""
 
 from __future__ import annotations
 
@@ -45,9 +45,7 @@ def add_timeouts(
         action.idle_timeout.CopyFrom(seconds(0.0))
 
 
-def free_from_global_limit(
-    action: route_components_pb2.RouteAction, route: ResolvedRoute
-) -> None:
+def free_from_global_limit(action: route_components_pb2.RouteAction, route: ResolvedRoute) -> None:
     """Let an upgraded stream outlive `timeout_write`, and end it at the route's own `timeout`.
 
     Envoy applies `timeout` to no stream whose request goes on, but the connection manager's

@@ -1,4 +1,4 @@
-"""What does Envoy do with a request that a route matches?"""
+"""What Envoy does with a request that a route matches."""
 
 from __future__ import annotations
 
@@ -72,10 +72,12 @@ def policy_routes(
     upgraded = route_components_pb2.Route()
     upgraded.CopyFrom(plain)
     upgraded.name = f"{plain.name}-websocket"
-    upgraded.match.headers.extend([
-        _header("upgrade", string_pb2.StringMatcher(exact=WEBSOCKET, ignore_case=True)),
-        _header("connection", string_pb2.StringMatcher(contains="upgrade", ignore_case=True)),
-    ])
+    upgraded.match.headers.extend(
+        [
+            _header("upgrade", string_pb2.StringMatcher(exact=WEBSOCKET, ignore_case=True)),
+            _header("connection", string_pb2.StringMatcher(contains="upgrade", ignore_case=True)),
+        ]
+    )
     free_from_global_limit(upgraded.route, route)
     return [upgraded, plain]
 
@@ -93,7 +95,7 @@ def _route(
         name=f"policy-{route.index}",
         match=_match(route, wildcard),
         decorator=route_components_pb2.Decorator(
-            operation="ingress: ${method} ${host}${path}", propagate=boolean(False)
+            operation="ingress: ${method} ${host}${path}", propagate=boolean(value=False)
         ),
         request_headers_to_remove=_removed_headers(route, resolved),
         response_headers_to_add=header_options(
@@ -112,11 +114,14 @@ def _route(
     if fronts_authenticate:
         _decide(result, None)
     else:
-        _decide(result, {
-            extauthz_context.INTERNAL: "false",
-            extauthz_context.ROUTE_ID: str(route.id),
-            extauthz_context.ROUTE_CHECKSUM: str(route.checksum),
-        })
+        _decide(
+            result,
+            {
+                extauthz_context.INTERNAL: "false",
+                extauthz_context.ROUTE_ID: str(route.id),
+                extauthz_context.ROUTE_CHECKSUM: str(route.checksum),
+            },
+        )
     metadata = _lua_metadata(route, resolved, fronts_authenticate=fronts_authenticate)
     if metadata.fields:
         result.metadata.filter_metadata[LUA_NAMESPACE].CopyFrom(metadata)
@@ -141,7 +146,7 @@ def control_plane_route(
         name=f"{cluster}-{path or 'prefix-' + prefix}",
         match=match,
         decorator=route_components_pb2.Decorator(
-            operation="internal: ${method} ${host}${path}", propagate=boolean(False)
+            operation="internal: ${method} ${host}${path}", propagate=boolean(value=False)
         ),
         response_headers_to_add=header_options(route_headers(resolved, {})),
     )
@@ -179,9 +184,7 @@ def _match(route: ResolvedRoute, wildcard: Host | None) -> route_components_pb2.
         match.prefix = options.prefix or "/"
     if wildcard is not None:
         expression = regex_pb2.RegexMatcher(regex=wildcard.authority_regex())
-        match.headers.append(
-            _header(":authority", string_pb2.StringMatcher(safe_regex=expression))
-        )
+        match.headers.append(_header(":authority", string_pb2.StringMatcher(safe_regex=expression)))
     return match
 
 
@@ -200,20 +203,22 @@ def _add_action(
     _add_host_rewrite(action, route)
     add_timeouts(action, route, resolved.settings)
     action.upgrade_configs.extend(upgrade_configs(route, resolved.settings))
-    action.hash_policy.extend([
-        route_components_pb2.RouteAction.HashPolicy(
-            header=route_components_pb2.RouteAction.HashPolicy.Header(
-                header_name="x-pomerium-routing-key"
+    action.hash_policy.extend(
+        [
+            route_components_pb2.RouteAction.HashPolicy(
+                header=route_components_pb2.RouteAction.HashPolicy.Header(
+                    header_name="x-pomerium-routing-key"
+                ),
+                terminal=True,
             ),
-            terminal=True,
-        ),
-        route_components_pb2.RouteAction.HashPolicy(
-            connection_properties=route_components_pb2.RouteAction.HashPolicy.ConnectionProperties(
-                source_ip=True
+            route_components_pb2.RouteAction.HashPolicy(
+                connection_properties=route_components_pb2.RouteAction.HashPolicy.ConnectionProperties(
+                    source_ip=True
+                ),
+                terminal=True,
             ),
-            terminal=True,
-        ),
-    ])
+        ]
+    )
 
 
 def _add_path_rewrite(action: route_components_pb2.RouteAction, route: ResolvedRoute) -> None:
@@ -243,10 +248,10 @@ def _add_host_rewrite(action: route_components_pb2.RouteAction, route: ResolvedR
         rewrite.pattern.regex = options.host_path_regex_rewrite_pattern
         rewrite.substitution = options.host_path_regex_rewrite_substitution
     elif options.preserve_host_header:
-        action.auto_host_rewrite.CopyFrom(boolean(False))
+        action.auto_host_rewrite.CopyFrom(boolean(value=False))
         return
     else:
-        action.auto_host_rewrite.CopyFrom(boolean(True))
+        action.auto_host_rewrite.CopyFrom(boolean(value=True))
     removed = {name.lower() for name in options.remove_request_headers}
     action.append_x_forwarded_host = _FORWARDED_HOST not in removed
 
@@ -301,5 +306,3 @@ def _lua_metadata(
             for rule in rules
         ]
     return metadata
-
-

@@ -1,4 +1,4 @@
-"""How are plain values written in protobuf's wrapper types?"""
+"""How plain values are written in protobuf's wrapper types."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def uint64(value: int) -> UInt64Value:
     return UInt64Value(value=value)
 
 
-def boolean(value: bool) -> BoolValue:  # noqa: FBT001
+def boolean(value: bool) -> BoolValue:
     """A truth value that may be absent."""
     return BoolValue(value=value)
 

@@ -1,4 +1,4 @@
-"""Whom does Envoy trust, and which names does it accept, when it opens a TLS connection?"""
+"""Whom Envoy trusts, and which names it accepts, when it opens a TLS connection."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def upstream_tls(
         )
     else:
         validation.match_typed_subject_alt_names.append(_name_matcher(server_name))
-    common = common_pb2.CommonTlsContext(
+    common = tls_pb2.CommonTlsContext(
         tls_params=common_pb2.TlsParameters(
             tls_minimum_protocol_version=common_pb2.TlsParameters.TLSv1_2,
             tls_maximum_protocol_version=common_pb2.TlsParameters.TLSv1_3,
@@ -96,9 +96,7 @@ def _name_matcher(server_name: str) -> common_pb2.SubjectAltNameMatcher:
         matcher = string_pb2.StringMatcher(exact=server_name)
     else:
         pattern = ".*".join(re.escape(part) for part in server_name.split("*"))
-        matcher = string_pb2.StringMatcher(
-            safe_regex=regex_pb2.RegexMatcher(regex=f"^{pattern}$")
-        )
+        matcher = string_pb2.StringMatcher(safe_regex=regex_pb2.RegexMatcher(regex=f"^{pattern}$"))
     return common_pb2.SubjectAltNameMatcher(
         san_type=common_pb2.SubjectAltNameMatcher.DNS, matcher=matcher
     )

@@ -1,4 +1,4 @@
-"""Which protocol upgrades does a route let through?"""
+"""Which protocol upgrades a route lets through."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from gatehouse.proxy.core.xds.resources.scalars import boolean
 
 WEBSOCKET: Final = "websocket"
 SPDY: Final = "spdy/3.1"
-
-_UpgradeConfig = route_components_pb2.RouteAction.UpgradeConfig
 
 
 def is_kubernetes(route: ResolvedRoute) -> bool:
@@ -39,24 +37,28 @@ def allows_websockets(route: ResolvedRoute, settings: Settings) -> bool:
     return wanted or is_kubernetes(route)
 
 
-def upgrade_configs(route: ResolvedRoute, settings: Settings) -> list[_UpgradeConfig]:
+def upgrade_configs(
+    route: ResolvedRoute, settings: Settings
+) -> list[route_components_pb2.RouteAction.UpgradeConfig]:
     """WebSocket and SPDY always, on or off; then what the route allows besides."""
     tokens = _tokens(route, settings)
     spdy = route.settings.allow_spdy or SPDY in tokens or is_kubernetes(route)
     configs = [
-        _UpgradeConfig(
+        route_components_pb2.RouteAction.UpgradeConfig(
             upgrade_type=WEBSOCKET, enabled=boolean(allows_websockets(route, settings))
         ),
-        _UpgradeConfig(upgrade_type=SPDY, enabled=boolean(spdy)),
+        route_components_pb2.RouteAction.UpgradeConfig(upgrade_type=SPDY, enabled=boolean(spdy)),
     ]
     configs.extend(
-        _UpgradeConfig(upgrade_type=token, enabled=boolean(True))
+        route_components_pb2.RouteAction.UpgradeConfig(
+            upgrade_type=token, enabled=boolean(value=True)
+        )
         for token in sorted(tokens - {WEBSOCKET, SPDY, "connect", "connect-udp"})
     )
     if is_tunnel(route):
         udp = route.from_url.scheme == "udp+https"
-        tunnel = _UpgradeConfig(
-            upgrade_type="CONNECT-UDP" if udp else "CONNECT", enabled=boolean(True)
+        tunnel = route_components_pb2.RouteAction.UpgradeConfig(
+            upgrade_type="CONNECT-UDP" if udp else "CONNECT", enabled=boolean(value=True)
         )
         if all(upstream.scheme in {"tcp", "udp"} for upstream in route.upstreams):
             # Terminate CONNECT here; without it the request is passed on to another proxy.

@@ -1,4 +1,4 @@
-"""Which clusters lead to the applications behind the routes?
+"""Which clusters lead to the applications behind the routes.
 
 Routes without a name whose upstreams are set up alike share a cluster (design D2): each one costs
 Envoy memory. A shared cluster is named after its content, so that adding or removing one of its
@@ -86,9 +86,7 @@ def _cluster(
         elif schemes <= _TLS_SCHEMES:
             http = by_alpn()
         else:
-            http = protocol_options(
-                HTTPVersion.HTTP2 if schemes == {"h2c"} else HTTPVersion.HTTP1
-            )
+            http = protocol_options(HTTPVersion.HTTP2 if schemes == {"h2c"} else HTTPVersion.HTTP1)
         cluster.typed_extension_protocol_options[HTTP_PROTOCOL_OPTIONS].CopyFrom(packed(http))
     endpoints = [
         _endpoint(upstream, route, resolved, environment, files, http1_only=websockets)
@@ -280,7 +278,4 @@ def _add_source_address(cluster: cluster_pb2.Cluster, settings: Settings) -> Non
             )
         )
     if settings.envoy_bind_config_freebind is not None:
-        cluster.upstream_bind_config.freebind.CopyFrom(
-            boolean(settings.envoy_bind_config_freebind)
-        )
-
+        cluster.upstream_bind_config.freebind.CopyFrom(boolean(settings.envoy_bind_config_freebind))

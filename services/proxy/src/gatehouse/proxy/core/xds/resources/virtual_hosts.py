@@ -1,4 +1,4 @@
-"""Which routes answer under which host?
+"""Which routes answer under which host.
 
 One virtual host for each host that routes name, and a last one, `*`, for wildcard hosts and for
 everything else. Each begins with our own paths, so that no configured route can take them over.
@@ -49,7 +49,7 @@ def route_configuration(
     return route_pb2.RouteConfiguration(
         name=ROUTE_CONFIGURATION_NAME,
         virtual_hosts=virtual_hosts,
-        validate_clusters=boolean(False),
+        validate_clusters=boolean(value=False),
     )
 
 
@@ -79,9 +79,7 @@ def _catch_all(
             continue
         for host in route_hosts(route.from_url):
             if host.is_wildcard:
-                routes += policy_routes(
-                    route, resolved, clusters.get(route.index), wildcard=host
-                )
+                routes += policy_routes(route, resolved, clusters.get(route.index), wildcard=host)
     return route_components_pb2.VirtualHost(name="catch-all", domains=["*"], routes=routes)
 
 
@@ -104,9 +102,7 @@ def _control_plane_routes(resolved: ResolvedSettings) -> list[route_components_p
 def _authenticate_routes(resolved: ResolvedSettings) -> list[route_components_pb2.Route]:
     """The sign-in service beside us; it checks cookies, signatures and origins by itself."""
     routes = [
-        control_plane_route(
-            cluster=CONTROL_PLANE_HTTP, resolved=resolved, path=path, decided=False
-        )
+        control_plane_route(cluster=CONTROL_PLANE_HTTP, resolved=resolved, path=path, decided=False)
         for path in _PROBES
     ]
     paths = ("/", "/robots.txt", "/oauth2/callback", "/.pomerium", "/.well-known/pomerium")

@@ -1,0 +1,295 @@
+"""Sign-in and sign-out over real HTTP and gRPC, against a provider that insists on PKCE."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from gatehouse.common.databroker.records import unpack
+from gatehouse.common.ids import SESSION, USER
+from gatehouse.common.session.handle import decode_handle
+from gatehouse.pb.session_pb2 import Session
+from gatehouse.pb.user_pb2 import User
+from tests.support.sign_in import query_of
+from tests.support.web_settings import APP, AUTHENTICATE, IDP_ID, SHARED
+
+
+def route_handle(browser):
+    token = browser.cookies.get("_pomerium", domain=APP)
+    return decode_handle(token, (SHARED,), allowed_uses=frozenset({"route"}))
+
+
+async def session_of(world, handle):
+    record = await world.databroker.get(SESSION, handle.session_id)
+    return None if record is None else unpack(record, Session)
+
+
+async def test_a_sign_in_ends_where_it_began_with_a_session(world):
+    browser = world.browser()
+    leave = await browser.get(world.ask_to_sign_in(browser))
+    assert leave.status_code == 302
+    query = query_of(leave.headers["location"])
+    assert query["response_type"] == "code"
+    assert query["redirect_uri"] == f"{AUTHENTICATE}/oauth2/callback"
+    assert query["code_challenge_method"] == "S256"
+    assert query["nonce"]
+    arrive = await browser.get(await world.choose(browser, leave.headers["location"]))
+    assert arrive.status_code == 302
+    done = await browser.get(arrive.headers["location"])
+    assert done.status_code == 302
+    assert done.headers["location"] == f"https://{APP}/page?x=1"
+    handle = route_handle(browser)
+    session = await session_of(world, handle)
+    assert session.idp_id == IDP_ID
+    assert session.user_id == handle.user_id
+    assert session.oauth_token.refresh_token
+    assert list(session.audience) == ["authenticate.example.com", APP]
+    record = await world.databroker.get(USER, session.user_id)
+    assert unpack(record, User).email == "ada@example.com"
+    written = await world.databroker.get(SESSION, handle.session_id)
+    assert handle.record_version == written.version
+    assert record.version == written.version - 1  # one Put, user first
+    for response in (leave, arrive, done):
+        assert response.headers["cache-control"] == "no-store"
+        assert response.headers["referrer-policy"] == "no-referrer"
+
+
+async def test_a_second_route_needs_no_second_sign_in(world):
+    browser = world.browser()
+    await world.sign_in(browser)
+    again = await browser.get(world.ask_to_sign_in(browser))
+    assert again.status_code == 302
+    assert urlsplit(again.headers["location"]).netloc == APP
+    first = route_handle(browser)
+    await browser.get(again.headers["location"])
+    assert route_handle(browser).session_id == first.session_id
+
+
+async def test_r30_a_callback_url_works_once(world):
+    browser = world.browser()
+    url = await world.callback_url(browser)
+    jar = dict(browser.cookies)
+    assert (await browser.get(url)).status_code == 302
+    thief = world.browser()
+    for name, value in jar.items():  # even with every cookie of the first browser
+        thief.cookies.set(name, value, domain=APP)
+    replayed = await thief.get(url)
+    assert replayed.status_code == 400
+    assert "used already" in replayed.text
+    assert thief.cookies.get("_pomerium", domain=APP) is None
+    assert "set-cookie" not in replayed.headers
+
+
+async def test_r31_a_callback_url_is_worth_nothing_in_another_browser(world):
+    attacker, victim = world.browser(), world.browser()
+    url = await world.callback_url(attacker)
+    planted = await victim.get(url)
+    assert planted.status_code == 400
+    assert "started somewhere else" in planted.text
+    assert victim.cookies.get("_pomerium", domain=APP) is None
+    assert (await attacker.get(url)).status_code == 302  # and was not used up
+
+
+async def test_r31_a_planted_cookie_does_not_survive_a_sign_in(world):
+    attacker, victim = world.browser(), world.browser()
+    await world.sign_in(attacker)
+    planted = attacker.cookies.get("_pomerium_authenticate", domain="authenticate.example.com")
+    stale = await session_of(world, route_handle(attacker))
+    await world.databroker.get(SESSION, stale.id)
+    victim.cookies.set(
+        "_pomerium_authenticate", planted[:-2] + "xx", domain="authenticate.example.com", path="/"
+    )
+    leave = await victim.get(world.ask_to_sign_in(victim))
+    cleared = [
+        line
+        for line in leave.headers.get_list("set-cookie")
+        if line.startswith("_pomerium_authenticate=;")
+    ]
+    assert len(cleared) == 1
+    await victim.get(
+        (await victim.get(await world.choose(victim, leave.headers["location"]))).headers[
+            "location"
+        ]
+    )
+    assert route_handle(victim).session_id != stale.id
+
+
+async def test_each_sign_in_makes_a_new_session(world):
+    first, second = world.browser(), world.browser()
+    await world.sign_in(first)
+    await world.sign_in(second)
+    assert route_handle(first).session_id != route_handle(second).session_id
+    assert route_handle(first).user_id == route_handle(second).user_id
+
+
+async def test_r32_a_code_is_redeemed_only_with_its_verifier(world):
+    browser = world.browser()
+    leave = await browser.get(world.ask_to_sign_in(browser))
+    other = await browser.get(world.ask_to_sign_in(browser))
+    back = query_of(await world.choose(browser, leave.headers["location"]))
+    back["state"] = query_of(other.headers["location"])["state"]  # a good state, another verifier
+    mixed = await browser.get(f"{AUTHENTICATE}/oauth2/callback", params=back)
+    assert mixed.status_code == 500
+    assert "could not be confirmed" in mixed.text
+    assert browser.cookies.get("_pomerium_authenticate") is None
+
+
+async def test_a_code_works_once(world):
+    browser = world.browser()
+    leave = await browser.get(world.ask_to_sign_in(browser))
+    back = await world.choose(browser, leave.headers["location"])
+    cookies = [(c.name, c.value, c.domain, c.path) for c in browser.cookies.jar]
+    assert (await browser.get(back)).status_code == 302
+    again = await browser.get(back)
+    assert again.status_code == 400  # the PKCE cookie is gone
+    for name, value, domain, path in cookies:
+        browser.cookies.set(name, value, domain=domain, path=path)
+    assert (await browser.get(back)).status_code == 500  # and the provider refuses the code
+
+
+async def test_a_slow_sign_in_works_after_the_signed_url_has_expired(world):
+    browser = world.browser()
+    leave = await browser.get(world.ask_to_sign_in(browser))
+    back = await world.choose(browser, leave.headers["location"])
+    world.clock.offset_s = 14 * 60
+    arrive = await browser.get(back)
+    assert arrive.status_code == 302
+    assert (await browser.get(arrive.headers["location"])).status_code == 302
+
+
+async def test_a_sign_in_that_took_too_long_offers_to_begin_again(world):
+    browser = world.browser()
+    leave = await browser.get(world.ask_to_sign_in(browser))
+    back = await world.choose(browser, leave.headers["location"])
+    world.clock.offset_s = 16 * 60
+    late = await browser.get(back)
+    assert late.status_code == 400
+    assert f'href="https://{APP}/page?x=1"' in late.text
+
+
+async def test_somebody_who_declines_is_told_so(world):
+    browser = world.browser()
+    leave = await browser.get(world.ask_to_sign_in(browser))
+    back = await world.choose(browser, leave.headers["location"], user="nobody")
+    declined = await browser.get(back)
+    assert declined.status_code == 401
+    assert "access_denied" in declined.text
+    assert f'href="https://{APP}/page?x=1"' in declined.text
+
+
+async def test_sign_out_ends_the_session_everywhere(world):
+    browser = world.browser()
+    await world.sign_in(browser)
+    handle = route_handle(browser)
+    refresh_token = (await session_of(world, handle)).oauth_token.refresh_token
+    first = await browser.get(f"https://{APP}/.pomerium/sign_out")
+    assert first.status_code == 302
+    assert browser.cookies.get("_pomerium", domain=APP) is None
+    second = await browser.get(first.headers["location"])
+    assert second.status_code == 302
+    logout = second.headers["location"]
+    assert urlsplit(logout).path == "/logout"
+    assert query_of(logout)["post_logout_redirect_uri"] == f"{AUTHENTICATE}/.pomerium/signed_out"
+    assert query_of(logout)["id_token_hint"]
+    assert await world.databroker.get(SESSION, handle.session_id) is None
+    assert browser.cookies.get("_pomerium_authenticate", domain="authenticate.example.com") is None
+    third = await browser.get(logout)
+    assert third.headers["location"] == f"{AUTHENTICATE}/.pomerium/signed_out"
+    assert "You are signed out" in (await browser.get(third.headers["location"])).text
+    assert refresh_token
+    again = await browser.get(world.ask_to_sign_in(browser))
+    assert urlsplit(again.headers["location"]).netloc.startswith("localhost:")
+
+
+async def test_r34_an_unsigned_sign_out_asks_first(world):
+    browser = world.browser()
+    await world.sign_in(browser)
+    page = await browser.get(
+        f"{AUTHENTICATE}/.pomerium/sign_out?pomerium_redirect_uri=https://evil"
+    )
+    assert page.status_code == 200
+    assert "Sign out?" in page.text
+    assert "evil" not in page.text
+    assert await session_of(world, route_handle(browser)) is not None
+    crossed = await browser.get(
+        f"https://{APP}/.pomerium/sign_out", headers={"sec-fetch-site": "cross-site"}
+    )
+    assert crossed.status_code == 200
+    assert "Sign out?" in crossed.text
+    assert browser.cookies.get("_pomerium", domain=APP) is not None
+
+
+async def test_the_button_of_the_confirmation_page_signs_out(world):
+    browser = world.browser()
+    await world.sign_in(browser)
+    handle = route_handle(browser)
+    page = await browser.get(f"{AUTHENTICATE}/.pomerium/sign_out")
+    href = page.text.partition('href="https://authenticate')[2].partition('"')[0]
+    button = f"https://authenticate{href}".replace("&amp;", "&")
+    assert (await browser.get(button)).status_code == 302
+    assert await session_of(world, handle) is None
+
+
+async def test_user_info_shows_the_person_and_no_token(world):
+    browser = world.browser()
+    await world.sign_in(browser)
+    session = await session_of(world, route_handle(browser))
+    for url in (f"https://{APP}/.pomerium/", f"{AUTHENTICATE}/.pomerium/"):
+        page = await browser.get(url)
+        assert page.status_code == 200
+        assert "ada@example.com" in page.text
+        assert session.id in page.text
+        for secret in (
+            session.id_token.raw,
+            session.oauth_token.access_token,
+            session.oauth_token.refresh_token,
+            "client-secret-value",
+        ):
+            assert secret not in page.text
+    stranger = await world.browser().get(f"https://{APP}/.pomerium/")
+    assert stranger.status_code == 200
+    assert "not signed in" in stranger.text
+
+
+async def test_the_dashboard_asks_for_a_sign_in_and_comes_back(world):
+    browser = world.browser()
+    leave = await browser.get(f"{AUTHENTICATE}/.pomerium/")
+    assert leave.status_code == 302
+    arrive = await browser.get(await world.choose(browser, leave.headers["location"]))
+    assert arrive.headers["location"] == f"{AUTHENTICATE}/.pomerium/"
+    assert "ada@example.com" in (await browser.get(arrive.headers["location"])).text
+
+
+async def test_a_program_signs_in(world):
+    browser = world.browser()
+    asked = await world.browser().get(
+        f"https://{APP}/.pomerium/api/v1/login",
+        params={"pomerium_redirect_uri": "http://localhost:9/cb"},
+    )
+    assert asked.status_code == 200
+    assert asked.headers["content-type"].startswith("text/plain")
+    leave = await browser.get(asked.text)
+    arrive = await browser.get(await world.choose(browser, leave.headers["location"]))
+    done = await browser.get(arrive.headers["location"])
+    assert done.status_code == 302
+    assert done.headers["location"].startswith("http://localhost:9/cb?pomerium_jwt=")
+    token = query_of(done.headers["location"])["pomerium_jwt"]
+    handle = decode_handle(token, (SHARED,), allowed_uses=frozenset({"api"}))
+    assert await session_of(world, handle) is not None
+    assert "set-cookie" not in done.headers
+    assert (await browser.get(arrive.headers["location"])).status_code == 400
+
+
+async def test_scripts_are_told_to_reload(world):
+    browser = world.browser()
+    answer = await browser.get(
+        world.ask_to_sign_in(browser), headers={"X-Requested-With": "XmlHttpRequest"}
+    )
+    assert answer.status_code == 401
+
+
+async def test_an_expired_session_asks_for_another_sign_in(world):
+    browser = world.browser()
+    await world.sign_in(browser)
+    world.clock.offset_s = 15 * 3600
+    again = await browser.get(world.ask_to_sign_in(browser))
+    assert urlsplit(again.headers["location"]).netloc.startswith("localhost:")

@@ -1,0 +1,182 @@
+"""gRPC servers for tests: the real GrpcServer with a small broker that says which one it is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+
+from gatehouse.common.clock import Clock, SystemClock, SystemRng
+from gatehouse.common.config.resolved import CertificatePair, ListenAddress
+from gatehouse.common.errors import AlreadyExistsError, NotFoundError
+from gatehouse.common.rpc.channel import BalancedChannel
+from gatehouse.common.rpc.credentials import ServiceCredentials
+from gatehouse.common.rpc.resolver import Resolver
+from gatehouse.common.rpc.server import GrpcServer
+from gatehouse.common.runtime.health import HealthRegistry
+from gatehouse.pb import databroker_pb2, databroker_pb2_grpc
+
+SECRET = bytes(range(32))
+
+
+@dataclass
+class Broker(databroker_pb2_grpc.DataBrokerServiceServicer):
+    """Answers ServerInfo with its number; Get and Sync do what a test asks by record id."""
+
+    number: int
+    gate: asyncio.Event = field(default_factory=asyncio.Event)  # Get "wait" waits for it
+    entered: asyncio.Event = field(default_factory=asyncio.Event)
+    calls: int = 0
+    streams: int = 0
+
+    async def ServerInfo(self, _request: Empty, _context: Any) -> Any:
+        self.calls += 1
+        return databroker_pb2.ServerInfoResponse(server_version=self.number)
+
+    async def Get(self, request: Any, context: Any) -> Any:
+        self.calls += 1
+        match request.id:
+            case "wait":
+                self.entered.set()
+                await self.gate.wait()
+            case "missing":
+                raise NotFoundError(
+                    "secret detail for the log", reason="no-record", public_message="no record"
+                )
+            case "crash":
+                raise RuntimeError("secret detail of a crash")
+            case "group":
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._refuse())
+            case "abort":
+                await context.abort(5, "by hand")
+        return databroker_pb2.GetResponse(record=databroker_pb2.Record(version=self.number))
+
+    async def Put(self, request: Any, _context: Any) -> Any:
+        return databroker_pb2.PutResponse(server_version=self.number)
+
+    async def Clear(self, _request: Empty, _context: Any) -> Any:
+        return databroker_pb2.ClearResponse()
+
+    async def Sync(self, request: Any, _context: Any) -> AsyncIterator[Any]:
+        """Says its number, then nothing until cancelled: a stream that watches no stop event."""
+        self.streams += 1
+        try:
+            yield databroker_pb2.SyncResponse(
+                record=databroker_pb2.Record(version=self.number, type=request.type)
+            )
+            if request.type == "crash":
+                raise RuntimeError("secret detail of a crash")
+            if request.type == "once":
+                return
+            self.entered.set()
+            await asyncio.Event().wait()
+        finally:
+            self.streams -= 1
+
+    async def _refuse(self) -> None:
+        raise AlreadyExistsError("taken", reason="held")
+
+
+@dataclass
+class Replica:
+    """One running server."""
+
+    server: GrpcServer
+    broker: Broker
+    health: HealthRegistry
+    port: int
+
+    def serving(self, yes: bool = True) -> None:
+        """Report the broker's storage as working or not."""
+        if yes:
+            self.health.set_running("storage.backend")
+        else:
+            self.health.set_error("storage.backend", "told so by the test")
+
+
+async def start_replica(
+    number: int = 1,
+    *,
+    ip: str = "127.0.0.1",
+    port: int = 0,
+    unix_socket: Path | None = None,
+    certificates: tuple[CertificatePair, ...] = (),
+    secrets: tuple[bytes, ...] = (SECRET,),
+    clock: Clock | None = None,
+    max_connection_age_s: float | None = None,
+) -> Replica:
+    """A serving replica. The caller stops it."""
+    clock = clock or SystemClock()
+    health = HealthRegistry(clock)
+    health.add_service("databroker", ("storage.backend",))
+    server = GrpcServer(lambda: secrets, health, clock, max_connection_age_s=max_connection_age_s)
+    broker = Broker(number)
+    databroker_pb2_grpc.add_DataBrokerServiceServicer_to_server(broker, server.server)
+    bound = await server.start(
+        unix_socket=unix_socket,
+        address=ListenAddress(ip, port) if unix_socket is None else None,
+        certificates=certificates,
+    )
+    replica = Replica(server, broker, health, bound)
+    replica.serving()
+    return replica
+
+
+@asynccontextmanager
+async def replica(number: int = 1, **options: Any) -> AsyncIterator[Replica]:
+    """A serving replica, stopped at the end."""
+    one = await start_replica(number, **options)
+    try:
+        yield one
+    finally:
+        await one.server.stop(0)
+
+
+def make_channel(
+    *urls: str,
+    subject: str = "databroker",
+    secrets: tuple[bytes, ...] = (SECRET,),
+    ca_pem: bytes | None = None,
+    override_name: str = "",
+    resolver: Resolver | None = None,
+    rng: Any = None,
+    health_service: str = "pomerium-databroker",
+) -> BalancedChannel:
+    """A channel to databrokers, as `subject`."""
+    clock = SystemClock()
+    return BalancedChannel(
+        urls,
+        audience="databroker",
+        health_service=health_service,
+        credentials=ServiceCredentials(subject, lambda: secrets, clock),
+        ca_pem=ca_pem,
+        override_name=override_name,
+        clock=clock,
+        rng=rng or SystemRng(),
+        resolver=resolver,
+    )
+
+
+def broker_stub(channel: Any) -> databroker_pb2_grpc.DataBrokerServiceAsyncStub:
+    """A stub over any channel."""
+    stub: Any = databroker_pb2_grpc.DataBrokerServiceStub(channel)
+    return stub
+
+
+@asynccontextmanager
+async def following(channel: BalancedChannel) -> AsyncIterator[BalancedChannel]:
+    """`channel` with its `run`, closed at the end."""
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(channel.run(stop))
+        try:
+            yield channel
+        finally:
+            stop.set()
+            await channel.close()

@@ -1,0 +1,137 @@
+"""Contradictions among global keys, each fed through a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.configuration import LOGIN, problems, warnings
+
+ISSUER = "issuer: 'https://i', audiences: [a]"
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "message"),
+    [
+        ("envoy_bind_config_source_address: x", "envoy_bind_config_source_address", "not an IP"),
+        ("http_redirect_addr: x", "http_redirect_addr", "is not an address"),
+        ("cookie_name: 'a b'", "cookie_name", "is not a cookie name"),
+        ("cookie_domain: 'a b'", "cookie_domain", "is no domain"),
+        ("cookie_expire: 0s", "cookie_expire", "would end every session"),
+        (
+            "autocert_trusted_ca: x\nautocert_trusted_ca_file: /x",
+            "autocert_trusted_ca_file",
+            "cannot set both",
+        ),
+        ("autocert_eab_key_id: x", "autocert_eab_key_id", "belong together"),
+        ("metrics_basic_auth: hunter2", "metrics_basic_auth", "is not base64 of user:password"),
+        ("metrics_address: 'x:0'", "metrics_address", "is not an address"),
+        ("health_check_addr: '28080'", "health_check_addr", "is not an address"),
+        ("tls_derive: 'a b'", "tls_derive", "is no domain"),
+        ("dns_refresh_rate: 100us", "dns_refresh_rate", "is below 1ms"),
+        ("dns_query_timeout: -1s", "dns_query_timeout", "is negative"),
+        ("dns_resolvers: ['1.1.1.1:53']", "dns_resolvers[0]", "is not a resolver"),
+        ("dns_resolvers: ['udp://one:53']", "dns_resolvers[0]", "is not a resolver"),
+        (
+            "downstream_mtls: {match_subject_alt_names: [{dns: a, email: b}]}",
+            "downstream_mtls.match_subject_alt_names[0]",
+            "has 2 keys",
+        ),
+        (
+            "downstream_mtls: {match_subject_alt_names: [{name: a}]}",
+            "downstream_mtls.match_subject_alt_names[0]",
+            "unknown type 'name'",
+        ),
+        (
+            "downstream_mtls: {match_subject_alt_names: [{dns: 'a('}]}",
+            "downstream_mtls.match_subject_alt_names[0].dns",
+            "is not a regular expression",
+        ),
+        (
+            f"identity_providers: {{a: {{{ISSUER}}}, b: {{{ISSUER}}}}}",
+            "identity_providers.b.issuer",
+            "a has the same issuer",
+        ),
+        ("identity_providers: {a/b: {" + ISSUER + "}}", "identity_providers.a/b", "provider name"),
+        (
+            "identity_providers: {a: {issuer: 'http://i', audiences: [a]}}",
+            "identity_providers.a.issuer",
+            "is not https",
+        ),
+        (
+            "identity_providers: {a: {issuer: 'https://i'}}",
+            "identity_providers.a.audiences",
+            "is empty",
+        ),
+        (
+            "identity_providers: {a: {" + ISSUER + ", supported_algs: [HS256]}}",
+            "identity_providers.a.supported_algs",
+            "unsupported algorithm 'HS256'",
+        ),
+        (
+            "identity_providers: {a: {issuer: 'kubernetes:///', jwks_url: 'https://x', "
+            "audiences: [a]}}",
+            "identity_providers.a.jwks_url",
+            "has no place",
+        ),
+        (
+            "databroker_cluster_nodes: [{id: a}]",
+            "databroker_cluster_nodes[0].grpc_address",
+            "requi",
+        ),
+        ("databroker_cluster_node_id: a", "databroker_cluster_node_id", "'a' is not a node"),
+        (
+            "authenticate_service_url: https://a/x",
+            "authenticate_service_url",
+            "more than scheme, host and port",
+        ),
+    ],
+)
+def test_errors(tmp_path: Path, text: str, key: str, message: str) -> None:
+    name = text.partition(":")[0]
+    base = "".join(
+        line for line in LOGIN.splitlines(keepends=True) if not line.startswith(f"{name}:")
+    )
+    found = problems(tmp_path, f"{base}{text}\n")
+    assert any(
+        line.partition(": ")[2].startswith(f"{key}: ") and message in line for line in found
+    ), found
+    assert "hunter2" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("address: nowhere", "address"),
+        ("access_log_fields: [method, nonsense]", "access_log_fields[1]"),
+        ("authorize_log_fields: [nonsense]", "authorize_log_fields[0]"),
+        ("envoy_dynamic_extensions: [x]", "envoy_dynamic_extensions"),
+        ("metrics_certificate: x", "metrics_certificate"),
+        ("databroker_storage_connection_string: file:///x", "databroker_storage_connection_string"),
+        ("services: databroker\nenvoy_admin_address: 'a:1'", "envoy_admin_address"),
+        ("services: databroker\nhttp_redirect_addr: ':80'", "http_redirect_addr"),
+    ],
+)
+def test_warnings(tmp_path: Path, text: str, key: str) -> None:
+    found = warnings(tmp_path, f"{LOGIN}{text}\n")
+    assert any(f" {key}: " in line for line in found), found
+
+
+def test_log_fields_may_name_headers(tmp_path: Path) -> None:
+    text = "access_log_fields: [headers.X-A, ip]\nauthorize_log_fields: [headers.X-A, id-token]\n"
+    assert warnings(tmp_path, LOGIN + text) == []
+
+
+def test_quotes_around_the_redirect_address(tmp_path: Path) -> None:
+    assert problems(tmp_path, f"{LOGIN}http_redirect_addr: \"':80'\"\n") == []
+
+
+def test_good_trusted_issuers(tmp_path: Path) -> None:
+    text = (
+        "identity_providers:\n"
+        f"  a: {{{ISSUER}, supported_algs: [ES256, EdDSA]}}\n"
+        "  b: {issuer: 'http://localhost:1', audiences: [a]}\n"
+        "  c: {issuer: 'kubernetes:///', audiences: [a]}\n"
+    )
+    assert problems(tmp_path, LOGIN + text) == []

@@ -1,0 +1,682 @@
+"""Secrets, keys, certificates, URLs and storage: what is derived and what is refused."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from gatehouse.common.config.certificates import derive_certificate, names_of
+from gatehouse.common.config.issues import ConfigError
+from gatehouse.common.config.load import load_settings
+from gatehouse.common.config.resolve import UnresolvedError, load_and_resolve, resolve
+from gatehouse.common.config.resolved import ListenAddress, ServiceName
+from gatehouse.common.jose.keys import derive_signing_key
+from gatehouse.common.session.idp_id import idp_id
+from tests.support.configuration import (
+    CERTIFICATE,
+    KEY,
+    LOGIN,
+    RANDOM,
+    SECRET,
+    SECRET_TEXT,
+    authority_pem,
+    pem_key,
+    pem_pair,
+    problems,
+    resolved,
+    warnings,
+    write,
+)
+
+PUBLIC = """
+routes:
+- from: https://a.example.com
+  to: http://a
+  allow_public_unauthenticated_access: true
+"""
+PRIVATE = """
+routes:
+- from: https://a.example.com
+  to: http://a
+  allow_any_authenticated_user: true
+"""
+
+
+def without(text: str, *keys: str) -> str:
+    return "".join(
+        line for line in text.splitlines(keepends=True) if not line.startswith(tuple(keys))
+    )
+
+
+def test_login_configuration_is_sound(tmp_path: Path) -> None:
+    settings, found = resolved(tmp_path, LOGIN + PRIVATE)
+    assert found == ()
+    assert settings.is_all_in_one
+    assert settings.shared_secrets == settings.cookie_secrets == (SECRET,)
+    assert settings.certificates[0].source == "/tls/cert.pem"
+    assert settings.fallback_certificate is None
+    assert settings.authenticate_url == "https://authenticate.example.com"
+    assert settings.authenticate_internal_url == settings.authenticate_url
+    assert settings.databroker_connection == ""
+    assert settings.watched_files == (Path("/tls/cert.pem"), Path("/tls/key.pem"))
+
+
+# -- services ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("all", set(ServiceName)),
+        ("ALL", set(ServiceName)),
+        ("proxy, Authorize", {ServiceName.PROXY, ServiceName.AUTHORIZE}),
+        ("cache", {ServiceName.DATABROKER}),
+        ("proxy,authorize,authenticate,databroker", set(ServiceName)),
+    ],
+)
+def test_services(tmp_path: Path, text: str, expected: set[ServiceName]) -> None:
+    settings, _ = resolved(tmp_path, f"services: {text}\n{LOGIN}{PRIVATE}")
+    assert settings.services == expected
+    assert settings.is_all_in_one == (expected == set(ServiceName))
+
+
+@pytest.mark.parametrize("text", ["''", "console", "proxy,", "proxy;authorize"])
+def test_bad_services(tmp_path: Path, text: str) -> None:
+    (error,) = problems(tmp_path, f"services: {text}\n")
+    assert "is an invalid service type" in error
+
+
+# -- secrets -----------------------------------------------------------------------------------
+
+
+def test_an_all_in_one_makes_its_secrets(tmp_path: Path) -> None:
+    settings, found = resolved(tmp_path, PUBLIC)
+    assert settings.shared_secrets == settings.cookie_secrets == (RANDOM,)
+    assert any(issue.key == "cookie_secret" for issue in found)
+
+
+@pytest.mark.parametrize(
+    ("services", "needed"),
+    [
+        ("proxy", {"shared_secret", "cookie_secret"}),
+        ("authorize", {"shared_secret"}),
+        ("authenticate", {"shared_secret", "cookie_secret"}),
+        ("databroker", {"shared_secret"}),
+        ("authorize,databroker", {"shared_secret"}),
+    ],
+)
+def test_secrets_required_apart(tmp_path: Path, services: str, needed: set[str]) -> None:
+    text = without(LOGIN, "shared_secret", "cookie_secret") + f"services: {services}\n"
+    found = problems(tmp_path, text)
+    assert {line.split(": ")[0] for line in found} == needed
+    assert all("is required" in line for line in found)
+
+
+def test_a_secret_list_verifies_with_all(tmp_path: Path) -> None:
+    old = base64.b64encode(b"o" * 32).decode()
+    text = without(LOGIN, "shared_secret") + f"shared_secret: {SECRET_TEXT},{old}\n"
+    assert resolved(tmp_path, text)[0].shared_secrets == (SECRET, b"o" * 32)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("'%%%'", "is not base64"),
+        (base64.b64encode(b"short").decode(), "decodes to 5 bytes"),
+        (f"'{SECRET_TEXT} '", "holds white space"),
+        (f'"{SECRET_TEXT}\\n"', "holds white space"),
+        (f"'{SECRET_TEXT},'", "decodes to 0 bytes"),
+    ],
+)
+@pytest.mark.parametrize("key", ["shared_secret", "cookie_secret"])
+def test_bad_secrets(tmp_path: Path, key: str, value: str, message: str) -> None:
+    (error,) = problems(tmp_path, without(LOGIN, key) + f"{key}: {value}\n")
+    assert message in error
+    assert SECRET_TEXT not in error
+
+
+def test_a_secret_file_wins_and_is_watched(tmp_path: Path) -> None:
+    other = base64.b64encode(b"f" * 32)
+    text = LOGIN + "shared_secret_file: /run/shared\ncookie_secret_file: /run/cookie\n"
+    files = {"/run/shared": other, "/run/cookie": other + b"\n"}
+    settings, _ = resolved(tmp_path, text, files=files)
+    assert settings.shared_secrets == settings.cookie_secrets == (b"f" * 32,)
+    assert {Path("/run/shared"), Path("/run/cookie")} <= set(settings.watched_files)
+
+
+@pytest.mark.parametrize(("ending", "ok"), [(b"\n", True), (b"\r\n", True), (b" \n", False)])
+def test_a_secret_file_may_end_with_a_line_break(tmp_path: Path, ending: bytes, ok: bool) -> None:
+    text = without(LOGIN, "shared_secret") + "shared_secret_file: /run/shared\n"
+    found = problems(tmp_path, text, files={"/run/shared": SECRET_TEXT.encode() + ending})
+    assert (found == []) is ok
+    assert ok or "shared_secret_file: holds white space" in found[0]
+
+
+@pytest.mark.parametrize("contents", [None, b""])
+def test_a_missing_or_empty_secret_file(tmp_path: Path, contents: bytes | None) -> None:
+    text = without(LOGIN, "shared_secret") + "shared_secret_file: /run/shared\n"
+    files = {} if contents is None else {"/run/shared": contents}
+    (error,) = problems(tmp_path, text, files=files)
+    assert "shared_secret_file: " in error
+    assert ("cannot be read" in error) == (contents is None)
+
+
+# -- signing keys ------------------------------------------------------------------------------
+
+
+def test_the_signing_key_is_derived_or_given(tmp_path: Path) -> None:
+    assert resolved(tmp_path, LOGIN)[0].signing_keys[0].kid == derive_signing_key(SECRET).kid
+    pem = pem_key(ec.SECP256R1())
+    inline = f"signing_key: {base64.b64encode(pem).decode()}\n"
+    kid = resolved(tmp_path, LOGIN + inline)[0].signing_keys[0].kid
+    assert kid != derive_signing_key(SECRET).kid
+    text = f"{LOGIN}{inline}signing_key_file: /run/key\n"
+    other = pem_key(ec.SECP256R1())
+    keys = resolved(tmp_path, text, files={"/run/key": b"\n" + other + pem + b"\n"})[0].signing_keys
+    assert [key.kid for key in keys][1] == kid
+
+
+@pytest.mark.parametrize("pem", [b"x", pem_key(ec.SECP384R1())])
+def test_bad_signing_keys(tmp_path: Path, pem: bytes) -> None:
+    text = LOGIN + "signing_key_file: /run/key\n"
+    (error,) = problems(tmp_path, text, files={"/run/key": pem})
+    assert "signing_key_file: signing key" in error
+
+
+# -- identity provider -------------------------------------------------------------------------
+
+
+def test_the_provider_and_a_routes_own_client(tmp_path: Path) -> None:
+    text = f"""{LOGIN}
+idp_client_secret_file: /run/idp
+idp_scopes: [openid, email]
+routes:
+- from: https://a.example.com
+  to: http://a
+- from: https://b.example.com
+  to: http://b
+  idp_client_id: other
+  idp_client_secret: other-secret
+"""
+    settings, _ = resolved(tmp_path, text, files={"/run/idp": b"from-file\n"})
+    provider = settings.identity_provider
+    assert provider is not None
+    assert (provider.client_secret, provider.scopes) == ("from-file", ("openid", "email"))
+    fields = {
+        "type": "oidc",
+        "url": "https://idp.example.com",
+        "authenticate_service_url": "https://authenticate.example.com",
+    }
+    assert provider.id == idp_id(client_id="client", **fields)
+    first, second = settings.routes
+    assert first.identity_provider is provider
+    assert second.identity_provider is not None
+    assert second.identity_provider.client_secret == "other-secret"
+    assert second.identity_provider.id == idp_id(client_id="other", **fields)
+    assert "secret" not in repr(settings) + repr(second) + repr(provider)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("idp_provider: keycloak\n", "unknown provider 'keycloak'"),
+        ("idp_provider: hosted\n", "which is not offered"),
+        ("idp_provider: okta\nidp_provider_url: ''\n", "is required with idp_provider okta"),
+    ],
+)
+def test_bad_providers(tmp_path: Path, text: str, message: str) -> None:
+    base = without(LOGIN, "idp_provider", "idp_provider_url")
+    assert any(message in line for line in problems(tmp_path, base + text))
+
+
+def test_authenticate_needs_a_provider_when_somebody_logs_in(tmp_path: Path) -> None:
+    base = without(LOGIN, "idp_")
+    found = {line.split(": ")[-2] for line in problems(tmp_path, base + PRIVATE)}
+    assert found == {"idp_provider", "idp_client_id", "idp_client_secret"}
+    without_login = without(base, "authenticate_service_url")
+    assert problems(tmp_path, without_login + PUBLIC) == []
+
+
+# -- certificates ------------------------------------------------------------------------------
+
+
+def test_all_certificate_forms_combine_in_order(tmp_path: Path) -> None:
+    one, two = pem_pair("one"), pem_pair("two")
+    text = f"""{LOGIN}
+certificate: {base64.b64encode(one[0]).decode()}
+certificate_key: {base64.b64encode(one[1]).decode()}
+certificates: [{{cert: /two.pem, key: /two.key}}]
+"""
+    settings, _ = resolved(tmp_path, text, files={"/two.pem": two[0], "/two.key": two[1]})
+    assert [names_of(pair.certificate_pem) for pair in settings.certificates] == [
+        ("one",),
+        ("two",),
+        ("*.example.com",),
+    ]
+    assert "PRIVATE" not in repr(settings.certificates)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("certificate: eA==\n", "bad cert base64: its other half is missing"),
+        ("certificate_key: eA==\n", "bad cert base64: its other half is missing"),
+        ("certificate: '%'\ncertificate_key: eA==\n", "is not base64"),
+        ("certificates: [{cert: /tls/cert.pem}]\n", "bad cert entry, file reference invalid"),
+        ("certificates: [{cert: /tls/cert.pem, key: /none}]\n", "/none cannot be read"),
+        (
+            "certificates: [{cert: /tls/cert.pem, key: /other.key}]\n",
+            "bad cert entry, file reference invalid: the key does not belong",
+        ),
+        ("certificates: [{cert: /p384.pem, key: /p384.key}]\n", "EC keys must be P-256"),
+        ("certificate_authority: eA==\n", "does not decode to PEM"),
+        ("certificate_authority_file: /tls/key.pem\n", "no readable PEM certificate"),
+        ("downstream_mtls: {ca: '%'}\n", "is not base64"),
+        ("downstream_mtls: {crl_file: /tls/key.pem}\n", "holds no PEM revocation list"),
+        ("downstream_mtls: {ca: eA==, ca_file: /x}\n", "cannot set both ca and ca_file"),
+        ("downstream_mtls: {crl: eA==, crl_file: /x}\n", "cannot set both crl and crl_file"),
+        ("grpc_client_certificate_file: /tls/cert.pem\n", "its other half is missing"),
+    ],
+)
+def test_bad_certificates(tmp_path: Path, text: str, message: str) -> None:
+    p384 = ec.generate_private_key(ec.SECP384R1())
+    files = {
+        "/other.key": pem_pair("other")[1],
+        "/p384.key": p384.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        ),
+        "/p384.pem": self_signed(p384),
+    }
+    assert any(message in line for line in problems(tmp_path, LOGIN + text, files=files))
+
+
+def self_signed(key: ec.EllipticCurvePrivateKey) -> bytes:
+    import datetime as dt
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+
+    name = x509.Name([])
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(dt.datetime(2024, 1, 1, tzinfo=dt.UTC))
+        .not_valid_after(dt.datetime(2044, 1, 1, tzinfo=dt.UTC))
+        .sign(key, hashes.SHA256())
+        .public_bytes(serialization.Encoding.PEM)
+    )
+
+
+def test_without_certificates_one_is_made_from_the_secret(tmp_path: Path) -> None:
+    text = without(LOGIN, "certificate")
+    settings, found = resolved(tmp_path, text)
+    assert settings.certificates == ()
+    assert settings.fallback_certificate is not None
+    assert names_of(settings.fallback_certificate.certificate_pem) == ("*",)
+    assert any("browsers reject" in issue.message for issue in found)
+    assert resolved(tmp_path, text)[0].fallback_certificate == settings.fallback_certificate
+
+
+def test_tls_derive(tmp_path: Path) -> None:
+    settings, _ = resolved(tmp_path, LOGIN + "tls_derive: Svc.Internal\n")
+    derived = settings.certificates[-1]
+    assert (derived.source, names_of(derived.certificate_pem)) == ("tls_derive", ("svc.internal",))
+    assert settings.fallback_certificate is not None
+    assert settings.ca_bundle_pem == derive_certificate(SECRET, "x", "").authority_pem
+
+
+def test_the_trust_bundle_holds_every_source(tmp_path: Path) -> None:
+    inline, file = authority_pem(), derive_certificate(b"z" * 32, "z", "").authority_pem
+    text = f"{LOGIN}certificate_authority: {base64.b64encode(inline).decode()}\n"
+    text += "certificate_authority_file: /ca\n"
+    assert resolved(tmp_path, text, files={"/ca": file})[0].ca_bundle_pem == inline + file
+    assert resolved(tmp_path, LOGIN)[0].ca_bundle_pem is None
+
+
+def test_files_of_other_services_are_not_read(tmp_path: Path) -> None:
+    """One file for four containers, each with its own secrets mounted."""
+    text = f"""{LOGIN}
+certificate_file: /missing.pem
+certificate_key_file: /missing.key
+grpc_insecure: true
+routes:
+- from: https://a.example.com
+  to: https://a
+  tls_custom_ca_file: /missing.ca
+  tls_client_cert_file: /missing.pem
+  tls_client_key_file: /missing.key
+""".replace("certificate_file: /tls/cert.pem\n", "").replace(
+        "certificate_key_file: /tls/key.pem\n", ""
+    )
+    assert problems(tmp_path, text + "services: authorize\n") == []
+    assert problems(tmp_path, text + "services: databroker\n") == []
+    assert len(problems(tmp_path, text + "services: proxy\n")) >= 3
+    authenticate = problems(tmp_path, text + "services: authenticate\n")
+    assert all("certificate" in line.split(": ")[1] for line in authenticate)
+
+
+# -- addresses and URLs ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "grpc", "insecure"),
+    [
+        ("", ListenAddress("", 5443), True),
+        ("address: ':5443'\n", ListenAddress("", 5444), True),
+        ("grpc_address: 127.0.0.1:9\n", ListenAddress("127.0.0.1", 9), True),
+        ("services: authorize\n", ListenAddress("", 443), False),
+        ("services: databroker\ngrpc_insecure: true\n", ListenAddress("", 443), True),
+        ("services: authenticate\n", ListenAddress("", 5443), True),
+        ("grpc_insecure: false\n", ListenAddress("", 5443), False),
+    ],
+)
+def test_grpc_listener(tmp_path: Path, text: str, grpc: ListenAddress, insecure: bool) -> None:
+    settings, _ = resolved(tmp_path, LOGIN + text)
+    assert (settings.grpc_address, settings.grpc_insecure) == (grpc, insecure)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ListenAddress("", 443)),
+        ("address: 127.0.0.1:8443\n", ListenAddress("127.0.0.1", 8443)),
+        ("address: '[::1]:1'\n", ListenAddress("::1", 1)),
+        ("address: host\n", ListenAddress("host", 443)),
+        ("address: 'host:x'\n", ListenAddress("host", 443)),
+        ("address: host\ninsecure_server: true\n", ListenAddress("host", 80)),
+    ],
+)
+def test_main_address(tmp_path: Path, text: str, expected: ListenAddress) -> None:
+    assert resolved(tmp_path, LOGIN + text)[0].address == expected
+
+
+def test_a_bad_grpc_address(tmp_path: Path) -> None:
+    (error,) = problems(tmp_path, LOGIN + "grpc_address: nowhere\n")
+    assert "grpc_address: is not an address" in error
+
+
+def test_service_urls(tmp_path: Path) -> None:
+    text = f"""{LOGIN}services: proxy
+authorize_service_url: http://z1
+authorize_service_urls: [http://z2, "", http://z1]
+databroker_service_urls: [http://d1, http://d2]
+"""
+    settings, found = resolved(tmp_path, text)
+    assert settings.authorize_urls == ("http://z1", "http://z2")
+    assert settings.databroker_urls == ("http://d1", "http://d2")
+    assert found == ()
+    internal = text + "authorize_internal_service_url: http://zi\n"
+    assert resolved(tmp_path, internal)[0].authorize_urls == ("http://zi",)
+
+
+def test_unset_service_urls_are_loopback_with_a_warning(tmp_path: Path) -> None:
+    settings, found = resolved(tmp_path, LOGIN + "services: proxy\n")
+    assert settings.authorize_urls == settings.databroker_urls == ("http://127.0.0.1:5443",)
+    assert {issue.key for issue in found} == {"authorize_service_url", "databroker_service_url"}
+    assert warnings(tmp_path, LOGIN) == []
+
+
+def test_an_all_in_one_ignores_service_urls(tmp_path: Path) -> None:
+    text = LOGIN + "authorize_service_url: http://z\ndatabroker_service_url: http://d\n"
+    settings, _ = resolved(tmp_path, text)
+    assert settings.authorize_urls == settings.databroker_urls == ("http://127.0.0.1:5443",)
+
+
+@pytest.mark.parametrize("key", ["authorize_service_urls", "databroker_service_urls"])
+def test_bad_service_urls(tmp_path: Path, key: str) -> None:
+    (error,) = problems(tmp_path, f"{LOGIN}services: proxy\n{key}: [http://a, 'grpc://b']\n")
+    assert f"{key}[1]: bad {key.partition('_')[0]} service url" in error
+
+
+@pytest.mark.parametrize(
+    ("services", "routes", "ok"),
+    [
+        ("all", PUBLIC, True),
+        ("all", PRIVATE, False),
+        (
+            "all",
+            PRIVATE.replace(
+                "allow_any_authenticated_user: true", "policy: {allow: {or: [{accept: true}]}}"
+            ),
+            True,
+        ),
+        ("proxy", PUBLIC, False),
+        ("authorize", PUBLIC, False),
+        ("authenticate", "", False),
+        ("databroker", "", True),
+    ],
+)
+def test_the_authenticate_url_is_needed(
+    tmp_path: Path, services: str, routes: str, ok: bool
+) -> None:
+    text = without(LOGIN, "authenticate_service_url") + f"services: {services}\n{routes}"
+    found = [line for line in problems(tmp_path, text) if "authenticate_service_url" in line]
+    assert (found == []) is ok
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("https://authenticate.pomerium.app", "stateless flow, which is not offered"),
+        ("https://a.example.com/x", "holds more than scheme, host and port"),
+        ("a.example.com", "has no scheme"),
+    ],
+)
+def test_bad_authenticate_urls(tmp_path: Path, url: str, message: str) -> None:
+    text = without(LOGIN, "authenticate_service_url") + f"authenticate_service_url: {url}\n"
+    with pytest.raises(ConfigError, match=message):
+        resolved(tmp_path, text)
+
+
+# -- storage -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_single_instance_storage_with_several_urls_is_refused(tmp_path: Path, kind: str) -> None:
+    urls = "databroker_service_url: http://a\ndatabroker_service_urls: [http://b]\n"
+    text = f"{LOGIN}databroker_storage_type: {kind}\n{urls}"
+    (error,) = problems(tmp_path, text)
+    assert f"{kind} storage serves one instance, but 2 databroker URLs are set" in error
+    assert problems(tmp_path, text + "services: proxy\n") == []
+    same = text.replace("http://b", "http://a")
+    assert problems(tmp_path, same) == []
+
+
+def test_storage_connections(tmp_path: Path) -> None:
+    def connection(text: str, environ: dict[str, str] | None = None) -> str:
+        files = {"/run/dsn": b" postgresql://me:hunter2@db/x \n"}
+        return resolved(tmp_path, LOGIN + text, environ, files)[0].databroker_connection
+
+    postgres = "databroker_storage_type: postgres\n"
+    key = "databroker_storage_connection_string"
+    assert connection(f"{postgres}{key}: postgresql://db\n") == "postgresql://db"
+    assert connection(f"{postgres}{key}_file: /run/dsn\n") == "postgresql://me:hunter2@db/x"
+    file = "databroker_storage_type: file\n"
+    assert connection(file, {"XDG_DATA_HOME": "/data"}) == "file:///data/pomerium/databroker"
+    assert connection(file, {"HOME": "/h"}) == "file:///h/.local/share/pomerium/databroker"
+    assert connection(f"{file}{key}: file:///srv/db\n") == "file:///srv/db"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("databroker_storage_type: postgres\n", "is required with postgres"),
+        (
+            "databroker_storage_type: file\ndatabroker_storage_connection_string: /hunter2\n",
+            "is not a file URL",
+        ),
+    ],
+)
+def test_bad_storage(tmp_path: Path, text: str, message: str) -> None:
+    (error,) = problems(tmp_path, LOGIN + text)
+    assert message in error
+    assert "hunter2" not in error
+
+
+# -- what is not built, and all at once --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "autocert: true",
+        "ssh_address: ':22'",
+        "databroker_cluster_nodes: [{id: a, grpc_address: 'http://a', raft_address: 'a:1'}]",
+        "databroker_raft_bind_address: ':1'",
+        "blob_storage: {bucket_uri: x}",
+        "pomerium_zero_token: x",
+        "authorize_workers: 2",
+    ],
+)
+def test_unavailable_keys_say_so(tmp_path: Path, text: str) -> None:
+    found = problems(tmp_path, f"{LOGIN}{text}\n")
+    assert any(f"{text.partition(':')[0]}: not available yet" in line for line in found), found
+
+
+def test_mistakes_of_every_step_come_at_once(tmp_path: Path) -> None:
+    text = """\
+services: proxy
+timeout_read: 30
+shared_secret: x
+certificate_file: /none
+certificate_key_file: /none
+authenticate_service_url: nowhere
+routes:
+  - from: https://a
+    timeout: 5
+  - from: https://b
+  - from: https://c
+    to: http://c
+    policy: {alow: {}}
+"""
+    with pytest.raises(ConfigError) as caught:
+        load_and_resolve(write(tmp_path, text), {}, random_secret=lambda: RANDOM)
+    found = {(issue.line, issue.key) for issue in caught.value.issues}
+    assert found == {
+        (2, "timeout_read"),
+        (3, "shared_secret"),
+        (None, "cookie_secret"),
+        (4, "certificate_file"),
+        (5, "certificate_key_file"),
+        (6, "authenticate_service_url"),
+        (9, "routes[0].timeout"),
+        (10, "routes[1].from"),
+        (13, "routes[2].policy.alow"),
+    }
+
+
+def test_wrong_services_stop_before_what_depends_on_them(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_and_resolve(
+            write(tmp_path, "services: []\ntimeout_read: 3\n"), {}, random_secret=lambda: RANDOM
+        )
+    assert {issue.key for issue in caught.value.issues} == {"services", "timeout_read"}
+
+
+def test_a_refused_configuration_names_its_files(tmp_path: Path) -> None:
+    path = write(tmp_path, LOGIN.replace("/tls", str(tmp_path)))
+    (tmp_path / "cert.pem").write_bytes(CERTIFICATE)
+    with pytest.raises(UnresolvedError) as caught:
+        load_and_resolve(path, {}, random_secret=lambda: RANDOM)
+    assert set(caught.value.watched_files) == {path, tmp_path / "cert.pem", tmp_path / "key.pem"}
+    assert caught.value.file_digests[tmp_path / "key.pem"] == b""
+    (tmp_path / "key.pem").write_bytes(KEY)
+    settings, _ = load_and_resolve(path, {}, random_secret=lambda: RANDOM)
+    assert set(settings.file_digests) == {path, tmp_path / "cert.pem", tmp_path / "key.pem"}
+
+
+# -- identity of routes and of the whole -------------------------------------------------------
+
+
+def checksum(folder: Path, text: str, **files: bytes) -> int:
+    return resolved(folder, text, files=files)[0].routes[0].checksum
+
+
+def test_proxy_and_authorize_compute_the_same_checksum(tmp_path: Path) -> None:
+    text = f"{LOGIN}databroker_service_url: http://d\nauthorize_service_url: http://z\n{PRIVATE}"
+    sums = {
+        checksum(tmp_path, f"services: {services}\naddress: ':{port}'\n{text}")
+        for port, services in enumerate(("all", "proxy", "authorize", "authenticate"), 8000)
+    }
+    assert len(sums) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "jwt_claims_headers: [email]\n",
+        "pass_identity_headers: true\n",
+        "cookie_name: other\n",
+        "bearer_token_format: idp_access_token\n",
+        "jwt_issuer_format: uri\n",
+        "idp_client_id: other\n",
+        "authenticate_service_url: https://other.example.com\n",
+        "downstream_mtls: {enforcement: policy}\n",
+        "downstream_mtls: {max_verify_depth: 4}\n",
+        "runtime_flags: {mcp: false}\n",
+        f"signing_key: {base64.b64encode(pem_key(ec.SECP256R1())).decode()}\n",
+    ],
+)
+def test_what_shapes_decisions_shapes_the_checksum(tmp_path: Path, text: str) -> None:
+    base = without(LOGIN, text.partition(":")[0])
+    assert checksum(tmp_path, base + text + PRIVATE) != checksum(tmp_path, LOGIN + PRIVATE)
+
+
+def test_what_does_not_shape_decisions_leaves_the_checksum(tmp_path: Path) -> None:
+    same = f"{LOGIN}log_level: debug\ntimeout_idle: 9s\nset_response_headers: {{a: b}}\n{PRIVATE}"
+    assert checksum(tmp_path, same) == checksum(tmp_path, LOGIN + PRIVATE)
+
+
+def test_a_policy_edit_changes_the_checksum_and_not_the_id(tmp_path: Path) -> None:
+    def route(policy: object) -> str:
+        keys = {"from": "https://a", "to": "http://b", "policy": policy}
+        return f"{LOGIN}\nroutes: {json.dumps([keys])}\n"
+
+    one = resolved(tmp_path, route({"allow": {"and": [{"email": {"is": "a@b"}}]}}))[0].routes[0]
+    two = resolved(tmp_path, route({"allow": {"and": [{"email": {"is": "c@b"}}]}}))[0].routes[0]
+    assert one.id == two.id
+    assert one.checksum != two.checksum
+
+
+def test_generations_follow_every_change(tmp_path: Path) -> None:
+    def generation(text: str, files: dict[str, bytes] | None = None) -> str:
+        return resolved(tmp_path, text, files=files)[0].generation
+
+    base = generation(LOGIN + PRIVATE)
+    assert generation(LOGIN + PRIVATE) == base
+    other = pem_pair("*.example.org")
+    changed = {
+        generation(LOGIN + PUBLIC),
+        generation(LOGIN.replace("client-secret", "other-secret") + PRIVATE),
+        generation(LOGIN + PRIVATE, {"/tls/cert.pem": other[0], "/tls/key.pem": other[1]}),
+        generation(f"{LOGIN}log_level: debug\n{PRIVATE}"),
+    }
+    assert len(changed | {base}) == 5
+    assert len(base) == 12
+
+
+def test_files_are_read_once(tmp_path: Path) -> None:
+    reads: list[Path] = []
+
+    def read_file(path: Path) -> bytes:
+        reads.append(path)
+        return {"/tls/cert.pem": CERTIFICATE, "/tls/key.pem": KEY}[str(path)]
+
+    text = LOGIN + "certificates: [{cert: /tls/cert.pem, key: /tls/key.pem}]\n"
+    resolve(
+        load_settings(write(tmp_path, text), {}),
+        read_file=read_file,
+        environ={},
+        random_secret=lambda: RANDOM,
+    )
+    assert sorted(map(str, reads)) == ["/tls/cert.pem", "/tls/key.pem"]
