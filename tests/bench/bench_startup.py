@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 
 import httpx
-import oidc_provider_mock
 
 from gatehouse.proxy.edge.envoy_binary import find_envoy_binary
 from tests.bench.figures import Figure
+from tests.support.identity import provider_mock
 from tests.support.stack import Stack, free_ports
 from tests.support.upstream import EchoUpstream
 
@@ -118,7 +118,7 @@ def run() -> list[Figure]:
     times: list[float] = []
     envoy: list[float] = []
     with (
-        oidc_provider_mock.run_server_in_thread() as provider,
+        provider_mock() as issuer,
         EchoUpstream().running() as upstream,
         tempfile.TemporaryDirectory() as name,
     ):
@@ -133,7 +133,7 @@ def run() -> list[Figure]:
             directory = Path(name) / str(number)
             stack = Stack(
                 directory=directory,
-                issuer=f"http://localhost:{provider.server_port}",
+                issuer=issuer,
                 client_id="gatehouse",
                 client_secret="bench",
                 routes=routes,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import oidc_provider_mock
 import pytest
-from tests.support.postgres import postgres_server
+from tests.support.identity import provider_mock
+from tests.support.postgres import fresh_database
 
 from tests.support.stack import Stack, running
 from tests.support.upstream import EchoUpstream
@@ -91,13 +91,13 @@ def standard_routes(upstream: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="session")
 def provider() -> Iterator[str]:
     """The issuer of a third-party identity provider."""
-    with oidc_provider_mock.run_server_in_thread() as server:
-        yield f"http://localhost:{server.server_port}"
+    with provider_mock() as issuer:
+        yield issuer
 
 
-@pytest.fixture(scope="session")
-def postgres_dsn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with postgres_server(tmp_path_factory.mktemp("postgres")) as dsn:
+@pytest.fixture
+def postgres_dsn() -> Iterator[str]:
+    with fresh_database() as dsn:
         yield dsn
 
 
@@ -123,10 +123,9 @@ def all_in_one(tmp_path_factory: pytest.TempPathFactory, provider: str) -> Itera
 
 
 @pytest.fixture(scope="session")
-def four_processes(
-    tmp_path_factory: pytest.TempPathFactory, provider: str, postgres_dsn: str
-) -> Iterator[World]:
-    yield from _world(tmp_path_factory.mktemp("four"), provider, split=True, postgres=postgres_dsn)
+def four_processes(tmp_path_factory: pytest.TempPathFactory, provider: str) -> Iterator[World]:
+    with fresh_database() as dsn:
+        yield from _world(tmp_path_factory.mktemp("four"), provider, split=True, postgres=dsn)
 
 
 @pytest.fixture(params=["all_in_one", "four_processes"])

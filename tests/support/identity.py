@@ -22,10 +22,13 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import jwt
+import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from gatehouse.common.clock import SystemClock
 from gatehouse.common.config.resolved import IdentityProviderSettings
+from gatehouse.common.identity.errors import IdentityProviderError, IdentityRefusedError
+from gatehouse.common.identity.provider import Identity, Provider
 
 CLIENT_ID: Final = "gatehouse"
 CLIENT_SECRET: Final = "s3cret with : and ü"
@@ -87,6 +90,27 @@ async def approve(http: httpx.AsyncClient, authorization_url: str, subject: str)
     assert response.status_code == 302, response.text
     query = parse_qs(urlsplit(response.headers["location"]).query)
     return {name: values[0] for name, values in query.items()}
+
+
+async def sign_in(client: Provider) -> Identity:
+    """Redeem a code at a hostile provider, which takes any."""
+    return await client.exchange(
+        code="code", redirect_uri=REDIRECT_URI, code_verifier="verifier", nonce=NONCE
+    )
+
+
+async def refused(client: Provider) -> IdentityRefusedError:
+    """The refusal that a sign-in must end in."""
+    with pytest.raises(IdentityRefusedError) as caught:
+        await sign_in(client)
+    return caught.value
+
+
+async def failed(client: Provider) -> IdentityProviderError:
+    """The failure, no refusal, that a sign-in must end in."""
+    with pytest.raises(IdentityProviderError) as caught:
+        await sign_in(client)
+    return caught.value
 
 
 @dataclass(frozen=True)

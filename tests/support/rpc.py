@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 from google.protobuf.empty_pb2 import Empty
 
 from gatehouse.common.clock import Clock, SystemClock, SystemRng
@@ -34,11 +35,11 @@ class Broker(databroker_pb2_grpc.DataBrokerServiceServicer):
     calls: int = 0
     streams: int = 0
 
-    async def ServerInfo(self, _request: Empty, _context: Any) -> Any:
+    async def ServerInfo(self, _request: Empty, _context: Any) -> Any:  # noqa: N802
         self.calls += 1
         return databroker_pb2.ServerInfoResponse(server_version=self.number)
 
-    async def Get(self, request: Any, context: Any) -> Any:
+    async def Get(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.calls += 1
         match request.id:
             case "wait":
@@ -57,13 +58,13 @@ class Broker(databroker_pb2_grpc.DataBrokerServiceServicer):
                 await context.abort(5, "by hand")
         return databroker_pb2.GetResponse(record=databroker_pb2.Record(version=self.number))
 
-    async def Put(self, request: Any, _context: Any) -> Any:
+    async def Put(self, request: Any, _context: Any) -> Any:  # noqa: N802
         return databroker_pb2.PutResponse(server_version=self.number)
 
-    async def Clear(self, _request: Empty, _context: Any) -> Any:
+    async def Clear(self, _request: Empty, _context: Any) -> Any:  # noqa: N802
         return databroker_pb2.ClearResponse()
 
-    async def Sync(self, request: Any, _context: Any) -> AsyncIterator[Any]:
+    async def Sync(self, request: Any, _context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Says its number, then nothing until cancelled: a stream that watches no stop event."""
         self.streams += 1
         try:
@@ -116,7 +117,7 @@ async def start_replica(
     health = HealthRegistry(clock)
     health.add_service("databroker", ("storage.backend",))
     server = GrpcServer(lambda: secrets, health, clock, max_connection_age_s=max_connection_age_s)
-    broker = Broker(number)
+    broker = Broker(number)  # type: ignore[abstract]  # a test needs few methods
     databroker_pb2_grpc.add_DataBrokerServiceServicer_to_server(broker, server.server)
     bound = await server.start(
         unix_socket=unix_socket,
@@ -163,10 +164,9 @@ def make_channel(
     )
 
 
-def broker_stub(channel: Any) -> databroker_pb2_grpc.DataBrokerServiceAsyncStub:
+def broker_stub(channel: grpc.aio.Channel) -> databroker_pb2_grpc.DataBrokerServiceStub:
     """A stub over any channel."""
-    stub: Any = databroker_pb2_grpc.DataBrokerServiceStub(channel)
-    return stub
+    return databroker_pb2_grpc.DataBrokerServiceStub(channel)
 
 
 @asynccontextmanager
@@ -180,3 +180,13 @@ async def following(channel: BalancedChannel) -> AsyncIterator[BalancedChannel]:
         finally:
             stop.set()
             await channel.close()
+
+
+async def until(check: Callable[[], Any], timeout_s: float = 15.0) -> None:
+    """Wait for something that happens on its own elsewhere."""
+    async with asyncio.timeout(timeout_s):
+        while True:
+            result = check()
+            if await result if asyncio.iscoroutine(result) else result:
+                return
+            await asyncio.sleep(0.01)  # what it is of is out of reach

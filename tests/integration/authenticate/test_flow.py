@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from urllib.parse import urlsplit
 
 from gatehouse.common.databroker.records import unpack
@@ -293,3 +294,13 @@ async def test_an_expired_session_asks_for_another_sign_in(world):
     world.clock.offset_s = 15 * 3600
     again = await browser.get(world.ask_to_sign_in(browser))
     assert urlsplit(again.headers["location"]).netloc.startswith("localhost:")
+
+
+async def test_a_strict_cookie_is_followed_by_a_page_and_not_by_a_redirect(world):
+    old = world.hub.current
+    strict = old.settings.model_copy(update={"cookie_same_site": "strict"})
+    await world.hub.apply(dataclasses.replace(old, settings=strict))
+    done = await world.sign_in(world.browser())
+    assert done.status_code == 200
+    assert "SameSite=Strict" in done.headers.get_list("set-cookie")[0]
+    assert f'content="0; url=https://{APP}/page?x=1"' in done.text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
@@ -47,12 +47,6 @@ NONCE = hashlib.sha256(VERIFIER.encode()).hexdigest()
 def issuer() -> Iterator[str]:
     with provider_mock("--require-nonce", "--user-claims", json.dumps(ALICE)) as url:
         yield url
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(trust_env=False) as client:
-        yield client
 
 
 @pytest.fixture

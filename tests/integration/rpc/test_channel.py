@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,15 @@ from gatehouse.common.rpc.resolver import NameServer, Resolver
 from gatehouse.pb import databroker_pb2
 from tests.support.dns import DnsServer, Zone, dns_server
 from tests.support.pki import Authority
-from tests.support.rpc import Replica, broker_stub, following, make_channel, replica, start_replica
+from tests.support.rpc import (
+    Replica,
+    broker_stub,
+    following,
+    make_channel,
+    replica,
+    start_replica,
+    until,
+)
 
 NAME = "broker.test."
 IPS = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
@@ -65,16 +73,6 @@ async def answered_by(channel: BalancedChannel, calls: int = 12) -> collections.
         response = await stub.ServerInfo(Empty(), timeout=5)
         seen[response.server_version] += 1
     return seen
-
-
-async def until(check: Callable[[], Any], timeout_s: float = 15.0) -> None:
-    """Wait for something that happens on its own elsewhere."""
-    async with asyncio.timeout(timeout_s):
-        while True:
-            result = check()
-            if await result if asyncio.iscoroutine(result) else result:
-                return
-            await asyncio.sleep(0.01)
 
 
 async def until_answered_by(channel: BalancedChannel, numbers: set[int]) -> None:
@@ -189,6 +187,16 @@ async def test_an_idempotent_call_is_retried_on_another_address() -> None:
 
 def _unavailable() -> tuple[bytes, ...]:
     raise UnavailableError("told so by the test")
+
+
+async def test_a_black_hole_is_passed_over() -> None:
+    """One address takes connections and never says a word, from the start and later."""
+    async with replica(1) as one:
+        silent = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.2", one.port)
+        channel = make_channel(f"http://127.0.0.1:{one.port}", f"http://127.0.0.2:{one.port}")
+        assert await answered_by(channel, 20) == {1: 20}
+        await channel.close()
+        silent.close()
 
 
 # -- TLS
@@ -346,7 +354,7 @@ async def test_swapping_fails_no_call_under_way() -> None:
         channel = make_channel(url, resolver=dns_resolver(server))
         async with following(channel):
             stub = broker_stub(await channel.ready_channel(5))
-            stream = stub.Sync(databroker_pb2.SyncRequest(), timeout=60)
+            stream: Any = stub.Sync(databroker_pb2.SyncRequest(), timeout=60)
             assert (await stream.read()).record.version == 1
             async with asyncio.TaskGroup() as group:
                 slow = group.create_task(

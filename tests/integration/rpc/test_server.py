@@ -23,7 +23,7 @@ from gatehouse.common.rpc.credentials import ServiceCredentials
 from gatehouse.common.rpc.server import RECEIVE_LIMIT, GrpcServer
 from gatehouse.common.runtime.health import HealthRegistry
 from gatehouse.pb import databroker_pb2
-from tests.support.rpc import SECRET, Replica, broker_stub, replica, start_replica
+from tests.support.rpc import SECRET, Replica, broker_stub, replica, start_replica, until
 
 Status = health_pb2.HealthCheckResponse.ServingStatus
 
@@ -109,27 +109,29 @@ async def test_r47_every_method_denies_anonymous(bare: grpc.aio.Channel) -> None
         for method in service.methods:
             path = f"/{service.full_name}/{method.name}"
             if method.server_streaming:
-                code = (await stream_failure(bare.unary_stream(path)(b"", timeout=5)))[0]
+                streaming: Any = bare.unary_stream(path)
+                code = (await stream_failure(streaming(b"", timeout=5)))[0]
             else:
-                code = (await failure(bare.unary_unary(path)(b"", timeout=5)))[0]
+                single: Any = bare.unary_unary(path)
+                code = (await failure(single(b"", timeout=5)))[0]
             assert code is grpc.StatusCode.UNAUTHENTICATED, path
 
 
 async def test_unknown_methods_tell_strangers_nothing(bare: grpc.aio.Channel) -> None:
-    method = bare.unary_unary("/no.Such/Method")
+    method: Any = bare.unary_unary("/no.Such/Method")
     assert (await failure(method(b"", timeout=5)))[0] is grpc.StatusCode.UNAUTHENTICATED
     with_token = method(b"", metadata=metadata("operator"), timeout=5)
     assert (await failure(with_token))[0] is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_a_changed_secret_applies_at_once() -> None:
-    secrets = [(SECRET,)]
+    secrets: list[tuple[bytes, ...]] = [(SECRET,)]
     clock = SystemClock()
     health = HealthRegistry(clock)
     server = GrpcServer(lambda: secrets[0], health, clock)
     port = await server.start(unix_socket=None, address=ListenAddress("127.0.0.1", 0))
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        method = channel.unary_unary("/no.Such/Method")
+        method: Any = channel.unary_unary("/no.Such/Method")
         pairs = metadata("operator")
         for accepted, expected in (
             ((SECRET,), grpc.StatusCode.UNIMPLEMENTED),
@@ -263,9 +265,7 @@ async def test_a_watcher_that_leaves_is_forgotten(one: Replica, bare: grpc.aio.C
     await watch.read()
     assert len(servicer._watchers) == 1
     watch.cancel()
-    async with asyncio.timeout(5):
-        while servicer._watchers:
-            await asyncio.sleep(0.005)
+    await until(lambda: not servicer._watchers)
     assert not one.health._subscribers
 
 
@@ -386,9 +386,7 @@ async def test_a_client_that_leaves_ends_its_stream(one: Replica, bare: grpc.aio
     await call.read()
     await one.broker.entered.wait()
     call.cancel()
-    async with asyncio.timeout(5):
-        while one.broker.streams:
-            await asyncio.sleep(0.005)
+    await until(lambda: not one.broker.streams)
     assert not one.server._guard._streams
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 
 from cryptography import x509
-from cryptography.x509.verification import DNSName, PolicyBuilder, Store
+from cryptography.x509.verification import PolicyBuilder, Store
 
 from gatehouse.common.config.certificates import derive_certificate, names_of
 
@@ -20,7 +21,7 @@ def test_derived_certificates_verify_against_their_authority() -> None:
         PolicyBuilder()
         .store(Store([authority]))
         .time(dt.datetime(2026, 1, 1, tzinfo=dt.UTC))
-        .build_server_verifier(DNSName("svc.example.com"))
+        .build_server_verifier(x509.DNSName("svc.example.com"))
     )
     assert verifier.verify(leaf, []) == [leaf, authority]
 
@@ -36,8 +37,6 @@ def test_derivation_is_deterministic_and_bound_to_secret_and_name() -> None:
 
 def test_the_bytes_never_change() -> None:
     """Replicas of different versions must agree on the authority of one secret."""
-    import hashlib
-
     digest = hashlib.sha256(derive_certificate(SECRET, "a", "x").authority_pem).hexdigest()
     assert digest == ("93a36670fb362ab8253010e37b756dff7c7df630dc92a8a09bb4b9d2f3d2dab8")
 

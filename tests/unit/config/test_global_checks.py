@@ -70,8 +70,10 @@ ISSUER = "issuer: 'https://i', audiences: [a]"
             "unsupported algorithm 'HS256'",
         ),
         (
-            "identity_providers: {a: {issuer: 'kubernetes:///', jwks_url: 'https://x', "
-            "audiences: [a]}}",
+            (
+                "identity_providers: {a: {issuer: 'kubernetes:///', jwks_url: 'https://x', "
+                "audiences: [a]}}"
+            ),
             "identity_providers.a.jwks_url",
             "has no place",
         ),

@@ -37,6 +37,7 @@ def test_every_key_has_an_environment_form() -> None:
     """Each scalar key takes text from the variable of its name."""
     samples = {
         "true",
+        "false",
         "1",
         "1s",
         ":1",
@@ -49,6 +50,8 @@ def test_every_key_has_an_environment_form() -> None:
         "{}",
         "x",
         "info",
+        "debug",
+        "0.5",
         "AUTO",
     }
     samples |= {"memory", "file", "lax", "jwt", "uri", "http1", "allow", "keep_unchanged"}
@@ -220,8 +223,10 @@ def test_unknown_keys_are_warned_about_with_the_nearest(tmp_path: Path) -> None:
             "7: certificates[0].kei: unknown key, ignored (did you mean key?)",
             "8: identity_providers.a.isuer: unknown key, ignored (did you mean issuer?)",
             "12: routes[0].prefx: unknown key, ignored (did you mean prefix?)",
-            "13: routes[0].redirect.host_redirct: unknown key, ignored "
-            "(did you mean host_redirect?)",
+            (
+                "13: routes[0].redirect.host_redirct: unknown key, ignored "
+                "(did you mean host_redirect?)"
+            ),
         ]
     )
     assert loaded.settings.runtime_flags["mpc"] is True

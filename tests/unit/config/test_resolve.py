@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import datetime as dt
 import json
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from gatehouse.common.config.certificates import derive_certificate, names_of
@@ -207,17 +209,21 @@ routes:
     provider = settings.identity_provider
     assert provider is not None
     assert (provider.client_secret, provider.scopes) == ("from-file", ("openid", "email"))
-    fields = {
-        "type": "oidc",
-        "url": "https://idp.example.com",
-        "authenticate_service_url": "https://authenticate.example.com",
-    }
-    assert provider.id == idp_id(client_id="client", **fields)
+
+    def expected(client: str) -> str:
+        return idp_id(
+            type="oidc",
+            url="https://idp.example.com",
+            client_id=client,
+            authenticate_service_url="https://authenticate.example.com",
+        )
+
+    assert provider.id == expected("client")
     first, second = settings.routes
     assert first.identity_provider is provider
     assert second.identity_provider is not None
     assert second.identity_provider.client_secret == "other-secret"
-    assert second.identity_provider.id == idp_id(client_id="other", **fields)
+    assert second.identity_provider.id == expected("other")
     assert "secret" not in repr(settings) + repr(second) + repr(provider)
 
 
@@ -298,11 +304,6 @@ def test_bad_certificates(tmp_path: Path, text: str, message: str) -> None:
 
 
 def self_signed(key: ec.EllipticCurvePrivateKey) -> bytes:
-    import datetime as dt
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-
     name = x509.Name([])
     return (
         x509.CertificateBuilder()
@@ -536,11 +537,30 @@ def test_bad_storage(tmp_path: Path, text: str, message: str) -> None:
         "blob_storage: {bucket_uri: x}",
         "pomerium_zero_token: x",
         "authorize_workers: 2",
+        "downstream_mtls: {ca_file: /ca}",
+        "grpc_client_ca_file: /ca",
+        "grpc_client_certificate_file: /tls/cert.pem",
+        "bearer_token_format: jwt",
     ],
 )
 def test_unavailable_keys_say_so(tmp_path: Path, text: str) -> None:
     found = problems(tmp_path, f"{LOGIN}{text}\n")
     assert any(f"{text.partition(':')[0]}: not available yet" in line for line in found), found
+
+
+@pytest.mark.parametrize("kind", ["apple", "cognito", "github"])
+def test_providers_to_come(tmp_path: Path, kind: str) -> None:
+    text = without(LOGIN, "idp_provider:") + f"idp_provider: {kind}\n"
+    assert any("idp_provider: not available yet" in line for line in problems(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["metrics_address: ':9902'", "debug_address: ':1'", "otel_traces_exporter: otlp"],
+)
+def test_what_only_watches_is_warned_about(tmp_path: Path, text: str) -> None:
+    found = warnings(tmp_path, f"{LOGIN}{text}\n")
+    assert any(f"{text.partition(':')[0]}: has no effect yet" in line for line in found)
 
 
 def test_mistakes_of_every_step_come_at_once(tmp_path: Path) -> None:
@@ -617,7 +637,7 @@ def test_proxy_and_authorize_compute_the_same_checksum(tmp_path: Path) -> None:
         "jwt_claims_headers: [email]\n",
         "pass_identity_headers: true\n",
         "cookie_name: other\n",
-        "bearer_token_format: idp_access_token\n",
+        "idp_access_token_allowed_audiences: [a]\n",
         "jwt_issuer_format: uri\n",
         "idp_client_id: other\n",
         "authenticate_service_url: https://other.example.com\n",

@@ -113,7 +113,8 @@ TCP = {**HEALTH, "tcp_health_check": {}}
         ({"tls_custom_ca": "%"}, "tls_custom_ca", "is not base64"),
         ({"tls_custom_ca": "eA=="}, "tls_custom_ca", "does not decode to PEM"),
         ({"tls_custom_ca_file": "/none"}, "tls_custom_ca_file", "/none cannot be read"),
-        ({"tls_downstream_client_ca": "%"}, "tls_downstream_client_ca", "is not base64"),
+        ({"tls_downstream_client_ca": "eA=="}, "tls_downstream_client_ca", "not available yet"),
+        ({"bearer_token_format": "idp_access_token"}, "bearer_token_format", "not available yet"),
         ({"health_checks": [HEALTH]}, "health_checks[0]", "has 0 checkers"),
         (
             {"health_checks": [{**TCP, "grpc_health_check": {}}]},
@@ -261,13 +262,10 @@ def test_plain_http_is_for_insecure_servers(tmp_path: Path) -> None:
             "",
             "has no effect with load_balancing_policy ROUND_ROBIN",
         ),
-        ({"tls_downstream_client_ca": "CA"}, "", "is deprecated"),
         ({"idp_client_id": "x"}, "", "belong together"),
     ],
 )
 def test_warnings(tmp_path: Path, keys: dict[str, Any], top: str, message: str) -> None:
-    if keys.get("tls_downstream_client_ca"):
-        keys = {"tls_downstream_client_ca": authority_pem().decode()}
     assert any(message in line for line in warned(tmp_path, keys, top))
 
 
@@ -329,10 +327,12 @@ def test_a_client_key_of_another_certificate(tmp_path: Path) -> None:
 
 
 def test_duplicate_routes_are_an_error_and_named(tmp_path: Path) -> None:
-    text = f"{LOGIN}\npolicy:\n- {json.dumps(BASE)}\nroutes:\n- {json.dumps({**BASE, 'timeout': '1s'})}\n"
+    slower = json.dumps({**BASE, "timeout": "1s"})
+    text = f"{LOGIN}\npolicy:\n- {json.dumps(BASE)}\nroutes:\n- {slower}\n"
     (error,) = problems(tmp_path, text)
     assert "is not unique: policy[0] has the same name, match and destination" in error
-    named = f"{LOGIN}\nroutes:\n- {json.dumps({**BASE, 'name': 'a'})}\n- {json.dumps({**BASE, 'name': 'b'})}\n"
+    routes = [{**BASE, "name": "a"}, {**BASE, "name": "b"}]
+    named = f"{LOGIN}\nroutes: {json.dumps(routes)}\n"
     assert problems(tmp_path, named) == []
 
 

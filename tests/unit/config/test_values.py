@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from gatehouse.common.config.keys import fields_of
 from gatehouse.common.config.model import (
     RUNTIME_FLAGS,
     BearerTokenFormat,
@@ -324,7 +325,7 @@ def test_protobuf_durations(raw: object, seconds: float) -> None:
 
 @pytest.mark.parametrize("raw", ["1m", "10", 10, "10ms", "-1s"])
 def test_protobuf_durations_are_seconds_only(raw: object) -> None:
-    with pytest.raises(ValidationError, match="is not a duration in seconds|is a number"):
+    with pytest.raises(ValidationError, match=r"is not a duration in seconds|is a number"):
         Settings.model_validate({"routes": [{"outlier_detection": {"interval": raw}}]})
 
 
@@ -345,9 +346,8 @@ def test_settings_are_frozen() -> None:
 
 
 def test_every_key_says_what_it_means() -> None:
-    from gatehouse.common.config.keys import fields_of
-
-    todo, seen = [Settings], set()
+    todo: list[type[BaseModel]] = [Settings]
+    seen: set[type[BaseModel]] = set()
     while todo:
         model = todo.pop()
         seen.add(model)

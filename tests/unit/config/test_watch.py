@@ -33,11 +33,17 @@ class Site:
     def write(self, extra: str) -> None:
         self.path.write_text(text(self.path.parent, extra))
 
-    async def until(self, *, applied: int = 0, errors: int = 0) -> None:
-        async with asyncio.timeout(PATIENCE_S), self.changed:
-            await self.changed.wait_for(
-                lambda: len(self.applied) >= applied and len(self.errors) >= errors
+    async def until(self, *, applied: int = 0, errors: int = 0, served: bytes = b"") -> None:
+        def reached() -> bool:
+            certificate = self.hub.current.certificates[0].certificate_pem
+            return (
+                len(self.applied) >= applied
+                and len(self.errors) >= errors
+                and (not served or certificate == served)
             )
+
+        async with asyncio.timeout(PATIENCE_S), self.changed:
+            await self.changed.wait_for(reached)
 
     async def quiet(self) -> None:
         """Three polls go by."""
@@ -134,9 +140,7 @@ async def test_a_referenced_file_is_followed(tmp_path: Path) -> None:
         certificate, key = pem_pair("*.example.org")
         (tmp_path / "cert.pem").write_bytes(certificate)
         (tmp_path / "key.pem").write_bytes(key)
-        async with asyncio.timeout(PATIENCE_S):
-            while here.hub.current.certificates[0].certificate_pem != certificate:
-                await asyncio.sleep(0.01)
+        await here.until(served=certificate)
 
 
 async def test_a_missing_file_that_appears_mends_the_configuration(tmp_path: Path) -> None:

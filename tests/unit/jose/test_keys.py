@@ -218,3 +218,10 @@ def test_r37_a_public_zero_signature_is_refused() -> None:
     zero = base64.urlsafe_b64encode(bytes(64)).rstrip(b"=").decode()
     with pytest.raises(InvalidTokenError):
         verify_jwt(f"{head}.{claims}.{zero}", [EC_KEY])
+
+
+def test_r37_the_key_dictates_the_algorithm() -> None:
+    for algorithm in ("PS256", "RS512"):
+        with pytest.raises(InvalidTokenError) as caught:
+            verify_jwt(_with_header(RSA, algorithm, kid=RSA_KEY.kid), [EC_KEY, RSA_KEY])
+        assert caught.value.reason == "token-algorithm"

@@ -122,7 +122,7 @@ def test_unknown_levels(word: str) -> None:
 def test_exceptions_become_error_and_stack(stream: io.StringIO) -> None:
     try:
         local_secret = "hunter2" + "hunter2"
-        raise ValueError(f"cannot use Bearer {JWT}")
+        raise ValueError(f"cannot use Bearer {JWT}")  # noqa: TRY301
     except ValueError:
         get_logger("proxy").exception("it failed")
     line = only(stream)
@@ -130,6 +130,17 @@ def test_exceptions_become_error_and_stack(stream: io.StringIO) -> None:
     assert "test_logging.py" in line["stack"]
     assert JWT not in stream.getvalue()
     assert local_secret not in stream.getvalue()
+
+
+def test_a_librarys_exception(stream: io.StringIO) -> None:
+    try:
+        raise ValueError(f"bad {JWT}")  # noqa: TRY301
+    except ValueError:
+        logging.getLogger("some.library").exception("it failed")
+    line = only(stream)
+    assert line["error"] == "ValueError: bad [redacted]"
+    assert "test_logging.py" in line["stack"]
+    assert JWT not in stream.getvalue()
 
 
 def test_an_exception_as_a_field(stream: io.StringIO) -> None:

@@ -19,7 +19,8 @@ JWT = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhZGEifQ.c2lnbmF0dXJl"
     "name",
     [
         "authorization", "Authorization", "proxy-authorization", "cookie", "Set-Cookie", "cookies",
-        "password", "client_secret", "shared_secret", "cookie-secret", "secrets", "idp_client_secret",
+        "password", "client_secret", "shared_secret", "cookie-secret", "secrets",
+        "idp_client_secret",
         "token", "access_token", "refresh_token", "id_token", "csrf_token", "oauth_token", "tokens",
         "jwt", "gatehouse-jwt", "x-pomerium-jwt-assertion", "x-pomerium-authorization", "assertion",
         "x-pomerium-jwt-assertion-for", "signing_key", "private-key", "code_verifier", "api_key",
@@ -33,7 +34,8 @@ def test_secret_names(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "service", "session-id", "session_id", "user", "email", "request-id", "nonce", "key", "path",
+        "service", "session-id", "session_id", "user", "email", "request-id", "nonce", "key",
+        "path",
         "cookie_name", "token_count", "authority", "code", "reason", "route-id", "secret_name",
         "dropped_tokens_count", "expires_at", "passwords_seen",
     ],

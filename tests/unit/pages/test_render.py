@@ -16,6 +16,8 @@ from gatehouse.common.pages import (
     UserInfoPage,
     envoy_error_template,
     error_document,
+    link_to,
+    render_continue,
     render_error,
     render_sign_out_confirm,
     render_signed_out,
@@ -83,6 +85,7 @@ def every_page(text="plain", branding=BRANDED):
     )
     yield render_sign_out_confirm(Link(text, "/out"), Link(text, "/"), branding)
     yield render_signed_out(Link(text, "/"), branding)
+    yield render_continue(Link(text, "https://app.example.com/?a=1&b=%22'x"), branding)
     yield envoy_error_template(branding)
 
 
@@ -217,6 +220,21 @@ def test_text_on_the_accent_colour_is_readable(colour):
 
     light, dark = sorted((luminance(colour), luminance(ink)), reverse=True)
     assert (light + 0.05) / (dark + 0.05) >= 4.5
+
+
+def test_the_continue_page_goes_on_by_itself():
+    elements = Elements(render_continue(Link("Go on", "https://app.example.com/?a=1&b='x;y")))
+    assert {
+        "http-equiv": "refresh",
+        "content": "0; url=https://app.example.com/?a=1&b='x;y",
+    } in elements.all("meta")
+
+
+def test_links_to_addresses_of_a_request_are_encoded_or_left_out():
+    link = link_to("x", "https://app.example.com/?q=\"<a>'")
+    assert link == Link("x", "https://app.example.com/?q=%22%3Ca%3E'")
+    for url in ("", "javascript:alert(1)", "//evil", "https://a b/"):
+        assert link_to("x", url) is None
 
 
 def test_request_ids_are_plain():

@@ -84,7 +84,7 @@ def test_a_peer_without_our_token_is_accepted_and_nameless() -> None:
 
 def test_tokens_follow_clock_and_secret() -> None:
     clock = FakeClock(NOW)
-    keys = [(KEY,)]
+    keys: list[tuple[bytes, ...]] = [(KEY,)]
     minting = ServiceCredentials("proxy", lambda: keys[0], clock)
     first = minting.service_jwt()
     assert minting.service_jwt() == first
@@ -175,7 +175,7 @@ def test_wrong_key() -> None:
 
 
 def test_alg_none() -> None:
-    token = jwt.encode({"exp": NOW + 60}, None, algorithm="none")
+    token = jwt.encode({"exp": NOW + 60}, "", algorithm="none")
     assert refused((JWT_KEY, token)) == "bad-credential"
     unsigned = raw_token({"alg": "none", "typ": "JWT"}, {"exp": NOW + 60})
     assert refused((JWT_KEY, unsigned)) == "bad-credential"

@@ -218,3 +218,13 @@ def test_nothing_else_is_raised_and_nothing_foreign_accepted(text: str, start: s
 def test_text_that_is_no_unicode_is_refused() -> None:
     with pytest.raises(InvalidArgumentError):
         check_redirect("https://app.example.com/\udcff", allowed_hosts=allowed)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.1", "0177.0.0.1", "0x7f.0.0.1", "0x7f000001", "2130706433", "127.0.0.256", "1.0x", "a.1"],
+)
+def test_r26_numeric_spellings_are_refused_whatever_is_allowed(host: str) -> None:
+    """A caller with a wide rule must not be asked about a name that browsers read as an address."""
+    with pytest.raises(InvalidArgumentError, match="IPv4"):
+        check_redirect(f"https://{host}/", allowed_hosts=lambda _host: True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from gatehouse.common.errors import InvalidArgumentError
-from gatehouse.common.pages import Link
+from gatehouse.common.pages import Link, link_to
 from gatehouse.common.pages.refusal import RefusedRequestError
 
 _ASK_ADMINISTRATOR = "If it goes on, send the request ID below to your administrator."
@@ -14,12 +13,8 @@ _START_AGAIN = "Open the application again from its own address."
 
 def retry_link(url: str) -> tuple[Link, ...]:
     """A button back to where the person wanted to go; nothing if that cannot be linked to."""
-    if not url:
-        return ()
-    try:
-        return (Link("Try again", url),)
-    except InvalidArgumentError:
-        return ()
+    link = link_to("Try again", url)
+    return () if link is None else (link,)
 
 
 def bad_redirect(message: str) -> RefusedRequestError:

@@ -22,7 +22,7 @@ import yaml
 Path = tuple[str | int, ...]
 
 FORMATS: Final = ("yaml", "yml", "json", "toml", "env")
-MAX_NODES: Final = 5_000_000  # aliases may repeat a node: bounds what they can expand to
+MAX_NODES: Final = 3_000_000  # aliases may repeat a node: bounds what they can expand to
 MAX_DEPTH: Final = 100
 
 _TAG: Final = "tag:yaml.org,2002:"
@@ -89,10 +89,12 @@ def _scalar_tag(text: str) -> str:
     return f"{_TAG}str"
 
 
-def parse_document(text: str, file_format: str, *, lower_keys: bool) -> Document:
+def parse_document(
+    text: str, file_format: str, *, lower_keys: bool, max_nodes: int = MAX_NODES
+) -> Document:
     """Read `text` in one of FORMATS, or raise DocumentError."""
     if file_format in {"yaml", "yml"}:
-        document = _parse_yaml(text, lower_keys=lower_keys)
+        document = _parse_yaml(text, lower_keys=lower_keys, max_nodes=max_nodes)
     elif file_format == "json":
         document = _JSONReader(text, lower_keys=lower_keys).document()
     elif file_format == "toml":
@@ -104,7 +106,7 @@ def parse_document(text: str, file_format: str, *, lower_keys: bool) -> Document
 
 def parse_yaml_value(text: str) -> tuple[Any, dict[Path, int]]:
     """Any YAML value with the lines of its keys; keys stay as written. DocumentError."""
-    reader = _compose(text, lower_keys=False)
+    reader = _compose(text, lower_keys=False, max_nodes=MAX_NODES)
     if reader.problems:
         _, line, message, _ = reader.problems[0]
         raise DocumentError(message, line)
@@ -112,18 +114,19 @@ def parse_yaml_value(text: str) -> tuple[Any, dict[Path, int]]:
 
 
 class _YAMLReader:
-    def __init__(self, *, lower_keys: bool) -> None:
+    def __init__(self, *, lower_keys: bool, max_nodes: int) -> None:
         self.lines: dict[Path, int] = {}
         self.problems: list[tuple[Path, int, str, str]] = []
         self.value: Any = None
         self._lower = lower_keys
+        self._max_nodes = max_nodes
         self._open: set[int] = set()
         self._count = 0
 
     def read(self, node: yaml.Node, path: Path) -> Any:
         self._count += 1
         line = node.start_mark.line + 1
-        if self._count > MAX_NODES:
+        if self._count > self._max_nodes:
             raise DocumentError("the file expands to too many values", line)
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
@@ -208,8 +211,8 @@ class _YAMLReader:
         return None
 
 
-def _compose(text: str, *, lower_keys: bool) -> _YAMLReader:
-    reader = _YAMLReader(lower_keys=lower_keys)
+def _compose(text: str, *, lower_keys: bool, max_nodes: int) -> _YAMLReader:
+    reader = _YAMLReader(lower_keys=lower_keys, max_nodes=max_nodes)
     try:
         node = yaml.compose(text, Loader=_Loader)
         if node is not None:
@@ -227,8 +230,8 @@ def _compose(text: str, *, lower_keys: bool) -> _YAMLReader:
     return reader
 
 
-def _parse_yaml(text: str, *, lower_keys: bool) -> Document:
-    reader = _compose(text, lower_keys=lower_keys)
+def _parse_yaml(text: str, *, lower_keys: bool, max_nodes: int) -> Document:
+    reader = _compose(text, lower_keys=lower_keys, max_nodes=max_nodes)
     if reader.value is None:
         return Document({}, reader.lines, reader.problems)
     if not isinstance(reader.value, dict):

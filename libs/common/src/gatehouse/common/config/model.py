@@ -38,6 +38,7 @@ from gatehouse.common.config.values import (
     ListFromJSON,
     Number,
     Secret,
+    SecretList,
     Text,
     TextList,
     TextMap,
@@ -451,7 +452,7 @@ class Settings(Model):
     # SSH, MCP, recordings
     ssh_address: HostPort = Field("", description="SSH listener")
     ssh_host_key_files: FilePathList = Field((), description="host key files")
-    ssh_host_keys: tuple[Secret, ...] = Field((), description="host keys, PEM")
+    ssh_host_keys: SecretList = Field((), description="host keys, PEM")
     ssh_user_ca_key_file: FilePath = Field("", description="key that signs user certificates")
     ssh_user_ca_key: Secret = Field(NO_SECRET, description="the same, PEM")
     ssh_rls_enabled: Flag = Field(default=False, description="network rate limits")

@@ -35,6 +35,7 @@ from gatehouse.common.config.load import (
 )
 from gatehouse.common.config.model import Settings, StorageType
 from gatehouse.common.config.resolve_routes import RouteResolver
+from gatehouse.common.config.resolve_secrets import SecretResolver
 from gatehouse.common.config.resolved import (
     CertificatePair,
     IdentityProviderSettings,
@@ -42,22 +43,21 @@ from gatehouse.common.config.resolved import (
     ResolvedSettings,
     ServiceName,
 )
-from gatehouse.common.config.unavailable import MESSAGE, unavailable_settings
-from gatehouse.common.config.values import decode_base64
-from gatehouse.common.errors import InvalidArgumentError
-from gatehouse.common.jose.keys import SigningKey, derive_signing_key, load_signing_keys
+from gatehouse.common.config.unavailable import (
+    MESSAGE,
+    unavailable_settings,
+    without_effect_yet,
+)
 from gatehouse.common.session.idp_id import idp_id
 
 Resolved = tuple[ResolvedSettings, tuple[Issue, ...]]
 
-SECRET_BYTES: Final = 32
 PROVIDERS: Final = (
     *("apple", "auth0", "azure", "cognito", "github", "gitlab", "google", "oidc", "okta"),
     *("onelogin", "ping"),
 )
 PROVIDERS_WITHOUT_DEFAULT_URL: Final = frozenset({"auth0", "cognito", "oidc", "okta", "ping"})
 _GITHUB_VERSION: Final = 1
-_PLACEHOLDER: Final = bytes(SECRET_BYTES)  # stands for a secret that is wrong; never leaves here
 
 
 class UnresolvedError(ConfigError):
@@ -149,10 +149,18 @@ class _Resolver:
         self._services = services
         for key, fix in unavailable_settings(settings):
             self.inputs.error((key,), MESSAGE, fix)
+        for key in without_effect_yet(settings):
+            self.inputs.warn((key,), "has no effect yet", "leave it out")
         for finding in check_settings(settings):
             self.inputs.report(finding.severity, finding.path, finding.message, finding.fix)
-        shared, cookie = self._secrets()
-        signing_keys = self._signing_keys(shared[0])
+        secrets = SecretResolver(
+            settings=settings,
+            services=services,
+            inputs=self.inputs,
+            random_secret=self._random_secret,
+        )
+        shared, cookie = secrets.secrets()
+        signing_keys = secrets.signing_keys(shared[0])
         client_secret = self._client_secret()
         provider = self._provider(client_secret)
         certificates, fallback, derived_authority = self._certificates(shared[0])
@@ -222,99 +230,9 @@ class _Resolver:
             digest.update(str(file).encode() + b"\x00" + file_digest(contents))
         return digest.hexdigest()[:12]
 
-    # -- secrets -------------------------------------------------------------------------------
-
     @property
     def _all_in_one(self) -> bool:
         return len(self._services) == len(ServiceName)
-
-    def _secrets(self) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
-        settings = self._settings
-        shared = self._secret("shared_secret", settings.shared_secret, settings.shared_secret_file)
-        if shared is None and not self._given("shared_secret"):
-            if self._all_in_one:
-                shared = (self._random_secret(),)
-            else:
-                self.inputs.error(
-                    ("shared_secret",),
-                    "is required when services run apart",
-                    "one base64 of 32 random bytes for all: head -c32 /dev/urandom | base64",
-                )
-        cookie = self._secret("cookie_secret", settings.cookie_secret, settings.cookie_secret_file)
-        if cookie is None and not self._given("cookie_secret"):
-            if self._all_in_one:
-                cookie = (self._random_secret(),)
-                self.inputs.warn(
-                    ("cookie_secret",),
-                    "is not set: a random one is used, and sign-ins under way die with the process",
-                    "base64 of 32 random bytes: head -c32 /dev/urandom | base64",
-                )
-            elif derive.has_listener(self._services):
-                self.inputs.error(
-                    ("cookie_secret",),
-                    "is required by proxy and authenticate when services run apart",
-                    "one base64 of 32 random bytes for all: head -c32 /dev/urandom | base64",
-                )
-        return shared or (_PLACEHOLDER,), cookie or shared or (_PLACEHOLDER,)
-
-    def _given(self, key: str) -> bool:
-        return bool(getattr(self._settings, key)) or bool(getattr(self._settings, f"{key}_file"))
-
-    def _secret(self, key: str, inline: SecretStr, file: str) -> tuple[bytes, ...] | None:
-        where: KeyPath = (key,)
-        text = inline.get_secret_value()
-        if file:
-            where = (f"{key}_file",)
-            contents = self.inputs.read(where, file)
-            if contents is None:
-                return None
-            # Every editor and every `base64` ends a file with a newline: that is not the secret's.
-            text = contents.decode("utf-8", "replace").rstrip("\r\n")
-            if key == "cookie_secret":
-                text = text.replace("\r", "").replace("\n", "")
-        if not text:
-            if file:
-                self.inputs.error(where, "the file is empty", "base64 of 32 bytes")
-            return None
-        secrets: list[bytes] = []
-        for part in text.split(","):
-            if any(character.isspace() for character in part):
-                self.inputs.error(
-                    where, "holds white space", "no blank and no line break around the base64"
-                )
-                return None
-            decoded = decode_base64(part)
-            if decoded is None:
-                self.inputs.error(where, "is not base64", "base64 (with padding) of 32 bytes")
-                return None
-            if len(decoded) != SECRET_BYTES:
-                self.inputs.error(
-                    where,
-                    f"decodes to {len(decoded)} bytes",
-                    "32 bytes: head -c32 /dev/urandom | base64",
-                )
-                return None
-            secrets.append(decoded)
-        return tuple(dict.fromkeys(secrets))
-
-    def _signing_keys(self, shared: bytes) -> tuple[SigningKey, ...]:
-        settings = self._settings
-        where: KeyPath = ("signing_key",)
-        pem: bytes | None = settings.signing_key.get_secret_value().encode()
-        if settings.signing_key_file:
-            where = ("signing_key_file",)
-            pem = self.inputs.read(where, settings.signing_key_file)
-            if pem is None:
-                return ()
-        if not pem or not pem.strip():
-            if settings.signing_key_file:
-                self.inputs.error(where, "the file is empty", "a PEM private key")
-            return (derive_signing_key(shared),)
-        try:
-            return load_signing_keys(pem)
-        except InvalidArgumentError as error:
-            self.inputs.error(where, str(error), "PEM, or base64 of PEM, of an EC P-256 or RSA key")
-            return ()
 
     # -- identity provider ---------------------------------------------------------------------
 

@@ -9,10 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from gatehouse.common.config.model import Route, Settings
+from gatehouse.common.config.model import BearerTokenFormat, Route, Settings
 from gatehouse.common.config.resolved import FromURL
 
 MESSAGE: Final = "not available yet"
+_NULL: Final = "/dev/null"
+PROVIDERS_TO_COME: Final = frozenset({"apple", "cognito", "github"})
+
+
+def _reads_tokens(tokens: BearerTokenFormat | None) -> bool:
+    return tokens not in {None, BearerTokenFormat.DEFAULT, BearerTokenFormat.UNKNOWN}
 
 
 def unavailable_settings(settings: Settings) -> Iterator[tuple[str, str]]:
@@ -21,7 +27,24 @@ def unavailable_settings(settings: Settings) -> Iterator[tuple[str, str]]:
     ssh = "leave the ssh keys out"
     storage = "databroker_storage_type: postgres serves several instances"
     recording = "leave session recording out"
+    clients = "leave client certificates out"
+    mtls = settings.downstream_mtls
+    internal_mtls = "protect service-to-service traffic by grpc_insecure: false"
     for key, used, fix in (
+        (
+            "idp_provider",
+            settings.idp_provider.strip().lower() in PROVIDERS_TO_COME,
+            "many such providers also work with idp_provider: oidc",
+        ),
+        ("downstream_mtls", bool(mtls.ca or mtls.ca_file), clients),
+        ("bearer_token_format", _reads_tokens(settings.bearer_token_format), "default"),
+        ("grpc_client_ca", bool(settings.grpc_client_ca), internal_mtls),
+        ("grpc_client_ca_file", bool(settings.grpc_client_ca_file), internal_mtls),
+        (
+            "grpc_client_certificate_file",
+            bool(settings.grpc_client_certificate_file),
+            internal_mtls,
+        ),
         ("autocert", settings.autocert, certificates),
         ("ssh_address", bool(settings.ssh_address), ssh),
         ("ssh_rls_enabled", settings.ssh_rls_enabled, ssh),
@@ -37,12 +60,40 @@ def unavailable_settings(settings: Settings) -> Iterator[tuple[str, str]]:
             yield key, fix
 
 
+def without_effect_yet(settings: Settings) -> Iterator[str]:
+    """Global keys that only watch or decorate and do nothing yet: a warning is enough."""
+    for key, used in (
+        ("installation_id", bool(settings.installation_id)),
+        ("databroker_internal_service_url", bool(settings.databroker_internal_service_url)),
+        ("metrics_address", bool(settings.metrics_address)),
+        ("debug_address", bool(settings.debug_address)),
+        (
+            "otel_traces_exporter",
+            settings.otel_traces_exporter.lower() not in {"", "none", "noop"},
+        ),
+        ("envoy_admin_access_log_path", settings.envoy_admin_access_log_path != _NULL),
+        ("envoy_admin_profile_path", settings.envoy_admin_profile_path != _NULL),
+        ("mcp_allowed_client_id_domains", bool(settings.mcp_allowed_client_id_domains)),
+        ("mcp_allowed_as_metadata_domains", bool(settings.mcp_allowed_as_metadata_domains)),
+        ("auto_apply_changesets", settings.auto_apply_changesets is not None),
+    ):
+        if used:
+            yield key
+
+
 def unavailable_in_route(route: Route, from_url: FromURL | None) -> Iterator[tuple[str, str]]:
     """Keys of a route that nothing serves yet, each with what to do instead."""
     scheme = from_url.scheme if from_url is not None else ""
     for key, used, fix in (
         ("from", scheme == "ssh", "ssh routes cannot be served"),
         ("from", scheme in {"tcp+https", "udp+https"}, "tunnel routes cannot be served"),
+        ("bearer_token_format", _reads_tokens(route.bearer_token_format), "default"),
+        ("tls_downstream_client_ca", bool(route.tls_downstream_client_ca), "leave it out"),
+        (
+            "tls_downstream_client_ca_file",
+            bool(route.tls_downstream_client_ca_file),
+            "leave it out",
+        ),
         ("mcp", route.mcp is not None, "leave mcp out"),
         ("upstream_tunnel", route.upstream_tunnel is not None, "leave upstream_tunnel out"),
         (

@@ -403,6 +403,10 @@ def _secret(value: Any) -> Any:
     return value if isinstance(value, SecretStr) else _text(value)
 
 
+def _secret_list(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else [_secret(value)]
+
+
 Text = Annotated[str, BeforeValidator(_text)]
 Flag = Annotated[bool, BeforeValidator(_bool)]
 Number = Annotated[float, BeforeValidator(_float)]
@@ -425,5 +429,6 @@ URL = Annotated[str, BeforeValidator(_text), AfterValidator(_url)]
 HttpURL = Annotated[str, BeforeValidator(_text), AfterValidator(_http_url)]
 HostPort = Annotated[str, BeforeValidator(_text), AfterValidator(_host_port)]
 Secret = Annotated[SecretStr, BeforeValidator(_secret)]
+SecretList = Annotated[tuple[Secret, ...], BeforeValidator(_secret_list)]
 FromJSON = BeforeValidator(_from_json("a map"))
 ListFromJSON = BeforeValidator(_from_json("a list"))

@@ -14,7 +14,7 @@ import threading
 import time
 from typing import Final, TextIO
 
-QUEUE_LINES: Final = 10_000
+QUEUE_LINES: Final = 4_096
 EXIT_WAIT_S: Final = 2.0
 
 

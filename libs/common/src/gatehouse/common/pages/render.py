@@ -30,6 +30,7 @@ INTERCEPTED_HEADER: Final = ("x-pomerium-intercepted-response", "true")
 _TEMPLATES = Path(__file__).parent / "templates"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _DETAIL_LIMIT: Final = 1000
+_ENCODED: Final = str.maketrans({'"': "%22", "<": "%3C", ">": "%3E"})
 _OWN_STATUS: Final = {
     450: "Device Not Authorized",
     495: "Client Certificate Required",
@@ -49,6 +50,17 @@ class Link:
         is_url = parts.scheme in {"https", "http"} and bool(parts.hostname)
         if not (is_path or is_url) or any(ord(c) < 0x21 or c in '\\"<>' for c in self.href):
             raise InvalidArgumentError("a link must be a path on this host or an http(s) URL")
+
+
+def link_to(label: str, url: str) -> Link | None:
+    """A link to a URL that came with a request; None if it is no web address.
+
+    Characters that no browser leaves bare in an address are percent-encoded.
+    """
+    try:
+        return Link(label, url.translate(_ENCODED))
+    except InvalidArgumentError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +158,11 @@ def render_sign_out_confirm(
     return _render(
         "sign_out_confirm.html.j2", branding, confirm=confirm, cancel=cancel, title="Sign out?"
     )
+
+
+def render_continue(target: Link, branding: Branding = DEFAULT_BRANDING) -> str:
+    """Goes on to `target` by itself, as a navigation that begins at this page."""
+    return _render("continue.html.j2", branding, target=target, title="Signed in")
 
 
 def render_signed_out(sign_in: Link | None = None, branding: Branding = DEFAULT_BRANDING) -> str:

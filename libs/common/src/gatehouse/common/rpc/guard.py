@@ -8,9 +8,9 @@ for anything unexpected, after logging it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Final, NoReturn, TypeAlias
 
 import grpc
@@ -51,7 +51,10 @@ class Guard(grpc.aio.ServerInterceptor):
         self._next_refusal_log_s = 0.0
 
     def end_streams(self) -> None:
-        """End every stream that has not ended by itself with UNAVAILABLE, and refuse new calls."""
+        """End the streams there are with UNAVAILABLE, and refuse new ones.
+
+        Health watches are left alone: they end by themselves.
+        """
         self._draining = True
         for task in list(self._streams):
             task.cancel()
@@ -136,10 +139,10 @@ class Guard(grpc.aio.ServerInterceptor):
 
     def _guard_stream(self, inner: Any, method: str, subject: str | None) -> Any:
         async def generated(request: Any, context: Context) -> AsyncIterator[Any]:
-            with _Tracked(self):
+            with self._tracked(method):
                 try:
                     self._check_stream(subject, request)
-                    async with aclosing(inner(request, context)) as messages:
+                    async with contextlib.aclosing(inner(request, context)) as messages:
                         async for message in messages:
                             yield message
                 except asyncio.CancelledError:
@@ -149,7 +152,7 @@ class Guard(grpc.aio.ServerInterceptor):
                     await _abort(context, error, method)
 
         async def written(request: Any, context: Context) -> None:
-            with _Tracked(self):
+            with self._tracked(method):
                 try:
                     self._check_stream(subject, request)
                     await inner(request, context)
@@ -176,31 +179,19 @@ class Guard(grpc.aio.ServerInterceptor):
             code, message = to_grpc(error)
             await context.abort(code, message, trailing_metadata(error))
 
-    def track(self, task: asyncio.Task[Any]) -> None:
-        """Remember a task that serves a stream."""
-        self._streams.add(task)
-
-    def forget(self, task: asyncio.Task[Any]) -> None:
-        """The stream of `task` is over."""
-        self._streams.discard(task)
-
-
-class _Tracked:
-    """While a stream is served, its task is known to the guard."""
-
-    __slots__ = ("_guard", "_task")
-
-    def __init__(self, guard: Guard) -> None:
-        self._guard = guard
+    @contextlib.contextmanager
+    def _tracked(self, method: str) -> Iterator[None]:
+        """While a stream is served, `end_streams` knows its task."""
         task = asyncio.current_task()
         assert task is not None
-        self._task = task
-
-    def __enter__(self) -> None:
-        self._guard.track(self._task)
-
-    def __exit__(self, *_exc: object) -> None:
-        self._guard.forget(self._task)
+        if method.startswith(f"/{HEALTH_SERVICE}/"):
+            yield
+            return
+        self._streams.add(task)
+        try:
+            yield
+        finally:
+            self._streams.discard(task)
 
 
 def _refusing(error: GatehouseError, handler: Handler | None) -> Handler:

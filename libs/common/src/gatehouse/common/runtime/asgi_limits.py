@@ -1,7 +1,7 @@
-"""What an HTTP request may cost: an ASGI wrapper with the limits the server itself does not have.
+"""What an HTTP request may cost: an ASGI wrapper with limits that the server does not have.
 
-Header and body size (431, 413), time (503 when no answer has begun), no WebSockets, a `server` in the scope also
-behind a Unix socket, and an answer of 500 that says nothing when the application fails.
+Header and body size (431, 413), time (503 when no answer has begun), no WebSockets, a `server` in
+the scope also behind a Unix socket, and a 500 that says nothing when the application fails.
 """
 
 from __future__ import annotations

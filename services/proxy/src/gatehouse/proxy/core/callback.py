@@ -19,7 +19,7 @@ from urllib.parse import SplitResult, urlencode, urlunsplit
 from gatehouse.common.errors import InvalidArgumentError, InvalidTokenError
 from gatehouse.common.jose.aead import open_sealed
 from gatehouse.common.jose.signed_url import signature_digest
-from gatehouse.common.pages import Link
+from gatehouse.common.pages import Link, link_to
 from gatehouse.common.pages.refusal import RefusedRequestError
 from gatehouse.common.session import query_params
 from gatehouse.common.session.cookies import clear_cookie, cookie_values, set_cookie
@@ -42,6 +42,10 @@ class AcceptedCallback:
     location: str
     set_cookies: tuple[str, ...]
     retry: str  # where to send somebody whose link was used already
+    # Set where a page of this host's own must lead on. A SameSite=Strict cookie is not sent along a
+    # chain of redirects that began at the identity provider: the next request would find no
+    # session, and the sign-in would never end.
+    page_link: Link | None = None
 
 
 def read_callback(
@@ -80,7 +84,9 @@ def read_callback(
             same_site="lax",
         ),
     )
-    return AcceptedCallback(lease_name, redirect_uri, cookies, redirect_uri)
+    strict = view.cookie_same_site.lower() == "strict"
+    link = link_to("Go on", redirect_uri) if strict else None
+    return AcceptedCallback(lease_name, redirect_uri, cookies, redirect_uri, link)
 
 
 def used_already(callback: AcceptedCallback) -> RefusedRequestError:
@@ -156,7 +162,5 @@ def _with_jwt(target: SplitResult, token: str) -> str:
 
 
 def _links(label: str, url: str) -> tuple[Link, ...]:
-    try:
-        return (Link(label, url),) if url else ()
-    except InvalidArgumentError:
-        return ()
+    link = link_to(label, url)
+    return () if link is None else (link,)

@@ -26,6 +26,7 @@ from gatehouse.common.observability.logging import get_logger
 from gatehouse.common.pages import (
     Link,
     UserInfoPage,
+    render_continue,
     render_sign_out_confirm,
     render_signed_out,
     render_user_info,
@@ -255,6 +256,8 @@ class ProxyEndpoints:
             lease = await self._databroker.acquire_lease(callback.lease_name, LEASE_S)
         if lease is None:
             raise used_already(callback)
+        if callback.page_link is not None:
+            return with_cookies(html(render_continue(callback.page_link)), callback.set_cookies)
         return redirect(callback.location, set_cookies=callback.set_cookies)
 
     async def _sign_out(self, call: Call) -> Response:

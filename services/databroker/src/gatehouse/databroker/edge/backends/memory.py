@@ -21,7 +21,7 @@ from gatehouse.databroker.core.query import (
     index_terms,
     narrow,
 )
-from gatehouse.databroker.core.records import Key, Reap, StoredRecord, Write, plan
+from gatehouse.databroker.core.records import Key, Plan, Reap, StoredRecord, Write, plan
 from gatehouse.databroker.edge.backends.base import (
     LEASE_KEPT_US,
     MAX_PAGE_BYTES,
@@ -82,15 +82,18 @@ class MemoryStorage:
 
     async def write(self, write: Write) -> WriteResult:
         """Apply a write as a whole."""
-        outcome = self._apply(write)
-        for type_ in {record.type for record in outcome}:
+        planned = self._apply(write)
+        (outcome,) = planned.outcomes
+        if isinstance(outcome, GatehouseError):
+            raise outcome
+        for type_ in sorted({record.type for record in planned.changes}):
             over = self._over_capacity(type_)
             if over:
                 self._apply(Reap(over))
         self._wake()
         return WriteResult(self._server_version, outcome)
 
-    def _apply(self, write: Write) -> tuple[StoredRecord, ...]:
+    def _apply(self, write: Write) -> Plan:
         items = write.victims if isinstance(write, Reap) else write.records
         held = {
             item.key: record
@@ -111,10 +114,7 @@ class MemoryStorage:
                 self._head.setdefault(key[0], {})[key[1]] = record
         self._log += planned.changes
         self._latest = planned.latest
-        (outcome,) = planned.outcomes
-        if isinstance(outcome, GatehouseError):
-            raise outcome
-        return outcome
+        return planned
 
     def _reindex(
         self,

@@ -21,6 +21,17 @@ local function misspelt_method(headers)
   return method ~= upper and known_methods[upper] == true
 end
 
+-- Servlet containers drop `;...` from a segment before they resolve dots, Envoy does not: `/a/..;/b`
+-- would be decided as a path below /a and served as /b.
+local function hidden_dots(headers)
+  local path = (headers:get(":path") or ""):match("^[^?]*")
+  if not path:find(";", 1, true) and not path:find("%3", 1, true) then
+    return false
+  end
+  local plain = path:gsub("%%2[eE]", "."):gsub("%%3[bB]", ";")
+  return (plain .. "/"):find("/%.%.?;[^/]*/") ~= nil
+end
+
 -- Servers that follow CGI read `-` and `_` alike, so both spellings count.
 local function belongs_to_us(name)
   return name:sub(1, 11):gsub("_", "-") == "x-pomerium-" and name ~= "x-pomerium-authorization"
@@ -89,10 +100,14 @@ local function describe_client_certificate(handle)
   end
 end
 
+-- nil, or why the request is refused.
 local function protect(handle)
   local headers = handle:headers()
   if misspelt_method(headers) then
-    return "method"
+    return "methods are written in capital letters (RFC 9110, 9.1)"
+  end
+  if hidden_dots(headers) then
+    return "the path hides a dot segment"
   end
   strip_our_headers(handle, headers)
   strip_impersonation(handle, headers)
@@ -138,10 +153,10 @@ function envoy_on_request(handle)
   if not protected then
     handle:logErr("request guard: " .. tostring(refusal))
     handle:respond({[":status"] = "500", ["content-type"] = "text/plain"}, "internal error\n")
-  elseif refusal == "method" then
+  elseif refusal ~= nil then
     handle:respond(
-      {[":status"] = "400", ["content-type"] = "text/plain"},
-      "Bad Request: methods are written in capital letters (RFC 9110, 9.1).\n"
+      {[":status"] = "400", ["content-type"] = "text/plain; charset=UTF-8"},
+      "Bad Request: " .. refusal .. ".\n"
     )
   end
 end

@@ -1,0 +1,123 @@
+"""HTTP as bytes, for requests that no well-behaved client would send."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import h2.config
+import h2.connection
+import h2.events
+import h2.exceptions
+
+TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`status` is 0 when the connection or stream ended without one."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+async def exchange(port: int, data: bytes) -> bytes:
+    """Send `data`, half-close nothing, and read until the server closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(data)
+        async with asyncio.timeout(TIMEOUT_S):
+            return await reader.read()
+    except ConnectionResetError:
+        return b""
+    finally:
+        writer.close()
+
+
+async def http1(
+    port: int,
+    path: str = "/",
+    *,
+    host: str = "app.example.com",
+    method: str = "GET",
+    lines: Sequence[str] = (),
+    body: bytes = b"",
+) -> Answer:
+    """One HTTP/1.1 request, header lines exactly as given, on a connection of its own."""
+    head = [f"{method} {path} HTTP/1.1", f"Host: {host}", "Connection: close", *lines]
+    data = "\r\n".join([*head, "", ""]).encode("latin-1") + body
+    return parse(await exchange(port, data))
+
+
+def parse(data: bytes) -> Answer:
+    head, _, body = data.partition(b"\r\n\r\n")
+    first, *lines = head.decode("latin-1").split("\r\n")
+    if not first:
+        return Answer(0, {}, b"")
+    headers = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        headers[name.lower()] = value.strip()
+    if headers.get("transfer-encoding") == "chunked":
+        body = _unchunked(body)
+    return Answer(int(first.split()[1]), headers, body)
+
+
+def _unchunked(body: bytes) -> bytes:
+    parts = b""
+    while body:
+        size, _, rest = body.partition(b"\r\n")
+        length = int(size, 16)
+        if length == 0:
+            break
+        parts, body = parts + rest[:length], rest[length + 2 :]
+    return parts
+
+
+async def http2(port: int, headers: Sequence[tuple[str, str]], body: bytes = b"") -> Answer:
+    """One HTTP/2 request with prior knowledge; nothing is checked or normalised on our side."""
+    config = h2.config.H2Configuration(
+        validate_outbound_headers=False,
+        normalize_outbound_headers=False,
+        header_encoding="utf-8",
+    )
+    connection = h2.connection.H2Connection(config)
+    connection.initiate_connection()
+    connection.send_headers(1, headers, end_stream=not body)
+    if body:
+        connection.send_data(1, body, end_stream=True)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    status, received, data = 0, {}, b""
+    try:
+        writer.write(connection.data_to_send())
+        async with asyncio.timeout(TIMEOUT_S):
+            while chunk := await reader.read(65536):
+                ended = False
+                for event in connection.receive_data(chunk):
+                    if isinstance(event, h2.events.ResponseReceived):
+                        received = dict(event.headers)
+                        status = int(received[":status"])
+                    elif isinstance(event, h2.events.DataReceived):
+                        data += event.data
+                    elif isinstance(
+                        event,
+                        h2.events.StreamEnded
+                        | h2.events.StreamReset
+                        | h2.events.ConnectionTerminated,
+                    ):
+                        ended = True
+                writer.write(connection.data_to_send())
+                if ended:
+                    break
+    finally:
+        writer.close()
+    return Answer(status, received, data)
+
+
+def request_headers(
+    method: str = "GET", path: str = "/", host: str = "app.example.com"
+) -> list[tuple[str, str]]:
+    """The pseudo-headers of a plain HTTP/2 request."""
+    return [(":method", method), (":scheme", "http"), (":authority", host), (":path", path)]
