@@ -33,6 +33,26 @@ certificate_key_file: /tls/key.pem
 """
 
 
+PUBLIC = """
+routes:
+- from: https://a.example.com
+  to: http://a
+  allow_public_unauthenticated_access: true
+"""
+PRIVATE = """
+routes:
+- from: https://a.example.com
+  to: http://a
+  allow_any_authenticated_user: true
+"""
+
+
+def without(text: str, *keys: str) -> str:
+    return "".join(
+        line for line in text.splitlines(keepends=True) if not line.startswith(tuple(keys))
+    )
+
+
 def pem_pair(name: str = "*.example.com") -> tuple[bytes, bytes]:
     pair = derive_certificate(b"test" * 8, name, "test").pair
     return pair.certificate_pem, pair.key_pem

@@ -51,6 +51,8 @@ def test_every_key_has_an_environment_form() -> None:
         "x",
         "info",
         "debug",
+        '{"mcp": false}',
+        "3",
         "0.5",
         "AUTO",
     }

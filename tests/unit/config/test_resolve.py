@@ -3,56 +3,28 @@
 from __future__ import annotations
 
 import base64
-import datetime as dt
-import json
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from gatehouse.common.config.certificates import derive_certificate, names_of
 from gatehouse.common.config.issues import ConfigError
-from gatehouse.common.config.load import load_settings
-from gatehouse.common.config.resolve import UnresolvedError, load_and_resolve, resolve
 from gatehouse.common.config.resolved import ListenAddress, ServiceName
 from gatehouse.common.jose.keys import derive_signing_key
 from gatehouse.common.session.idp_id import idp_id
 from tests.support.configuration import (
-    CERTIFICATE,
-    KEY,
     LOGIN,
+    PRIVATE,
+    PUBLIC,
     RANDOM,
     SECRET,
     SECRET_TEXT,
-    authority_pem,
     pem_key,
-    pem_pair,
     problems,
     resolved,
     warnings,
-    write,
+    without,
 )
-
-PUBLIC = """
-routes:
-- from: https://a.example.com
-  to: http://a
-  allow_public_unauthenticated_access: true
-"""
-PRIVATE = """
-routes:
-- from: https://a.example.com
-  to: http://a
-  allow_any_authenticated_user: true
-"""
-
-
-def without(text: str, *keys: str) -> str:
-    return "".join(
-        line for line in text.splitlines(keepends=True) if not line.startswith(tuple(keys))
-    )
 
 
 def test_login_configuration_is_sound(tmp_path: Path) -> None:
@@ -248,124 +220,6 @@ def test_authenticate_needs_a_provider_when_somebody_logs_in(tmp_path: Path) -> 
     assert problems(tmp_path, without_login + PUBLIC) == []
 
 
-# -- certificates ------------------------------------------------------------------------------
-
-
-def test_all_certificate_forms_combine_in_order(tmp_path: Path) -> None:
-    one, two = pem_pair("one"), pem_pair("two")
-    text = f"""{LOGIN}
-certificate: {base64.b64encode(one[0]).decode()}
-certificate_key: {base64.b64encode(one[1]).decode()}
-certificates: [{{cert: /two.pem, key: /two.key}}]
-"""
-    settings, _ = resolved(tmp_path, text, files={"/two.pem": two[0], "/two.key": two[1]})
-    assert [names_of(pair.certificate_pem) for pair in settings.certificates] == [
-        ("one",),
-        ("two",),
-        ("*.example.com",),
-    ]
-    assert "PRIVATE" not in repr(settings.certificates)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("certificate: eA==\n", "bad cert base64: its other half is missing"),
-        ("certificate_key: eA==\n", "bad cert base64: its other half is missing"),
-        ("certificate: '%'\ncertificate_key: eA==\n", "is not base64"),
-        ("certificates: [{cert: /tls/cert.pem}]\n", "bad cert entry, file reference invalid"),
-        ("certificates: [{cert: /tls/cert.pem, key: /none}]\n", "/none cannot be read"),
-        (
-            "certificates: [{cert: /tls/cert.pem, key: /other.key}]\n",
-            "bad cert entry, file reference invalid: the key does not belong",
-        ),
-        ("certificates: [{cert: /p384.pem, key: /p384.key}]\n", "EC keys must be P-256"),
-        ("certificate_authority: eA==\n", "does not decode to PEM"),
-        ("certificate_authority_file: /tls/key.pem\n", "no readable PEM certificate"),
-        ("downstream_mtls: {ca: '%'}\n", "is not base64"),
-        ("downstream_mtls: {crl_file: /tls/key.pem}\n", "holds no PEM revocation list"),
-        ("downstream_mtls: {ca: eA==, ca_file: /x}\n", "cannot set both ca and ca_file"),
-        ("downstream_mtls: {crl: eA==, crl_file: /x}\n", "cannot set both crl and crl_file"),
-        ("grpc_client_certificate_file: /tls/cert.pem\n", "its other half is missing"),
-    ],
-)
-def test_bad_certificates(tmp_path: Path, text: str, message: str) -> None:
-    p384 = ec.generate_private_key(ec.SECP384R1())
-    files = {
-        "/other.key": pem_pair("other")[1],
-        "/p384.key": p384.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        ),
-        "/p384.pem": self_signed(p384),
-    }
-    assert any(message in line for line in problems(tmp_path, LOGIN + text, files=files))
-
-
-def self_signed(key: ec.EllipticCurvePrivateKey) -> bytes:
-    name = x509.Name([])
-    return (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(dt.datetime(2024, 1, 1, tzinfo=dt.UTC))
-        .not_valid_after(dt.datetime(2044, 1, 1, tzinfo=dt.UTC))
-        .sign(key, hashes.SHA256())
-        .public_bytes(serialization.Encoding.PEM)
-    )
-
-
-def test_without_certificates_one_is_made_from_the_secret(tmp_path: Path) -> None:
-    text = without(LOGIN, "certificate")
-    settings, found = resolved(tmp_path, text)
-    assert settings.certificates == ()
-    assert settings.fallback_certificate is not None
-    assert names_of(settings.fallback_certificate.certificate_pem) == ("*",)
-    assert any("browsers reject" in issue.message for issue in found)
-    assert resolved(tmp_path, text)[0].fallback_certificate == settings.fallback_certificate
-
-
-def test_tls_derive(tmp_path: Path) -> None:
-    settings, _ = resolved(tmp_path, LOGIN + "tls_derive: Svc.Internal\n")
-    derived = settings.certificates[-1]
-    assert (derived.source, names_of(derived.certificate_pem)) == ("tls_derive", ("svc.internal",))
-    assert settings.fallback_certificate is not None
-    assert settings.ca_bundle_pem == derive_certificate(SECRET, "x", "").authority_pem
-
-
-def test_the_trust_bundle_holds_every_source(tmp_path: Path) -> None:
-    inline, file = authority_pem(), derive_certificate(b"z" * 32, "z", "").authority_pem
-    text = f"{LOGIN}certificate_authority: {base64.b64encode(inline).decode()}\n"
-    text += "certificate_authority_file: /ca\n"
-    assert resolved(tmp_path, text, files={"/ca": file})[0].ca_bundle_pem == inline + file
-    assert resolved(tmp_path, LOGIN)[0].ca_bundle_pem is None
-
-
-def test_files_of_other_services_are_not_read(tmp_path: Path) -> None:
-    """One file for four containers, each with its own secrets mounted."""
-    text = f"""{LOGIN}
-certificate_file: /missing.pem
-certificate_key_file: /missing.key
-grpc_insecure: true
-routes:
-- from: https://a.example.com
-  to: https://a
-  tls_custom_ca_file: /missing.ca
-  tls_client_cert_file: /missing.pem
-  tls_client_key_file: /missing.key
-""".replace("certificate_file: /tls/cert.pem\n", "").replace(
-        "certificate_key_file: /tls/key.pem\n", ""
-    )
-    assert problems(tmp_path, text + "services: authorize\n") == []
-    assert problems(tmp_path, text + "services: databroker\n") == []
-    assert len(problems(tmp_path, text + "services: proxy\n")) >= 3
-    authenticate = problems(tmp_path, text + "services: authenticate\n")
-    assert all("certificate" in line.split(": ")[1] for line in authenticate)
-
-
 # -- addresses and URLs ------------------------------------------------------------------------
 
 
@@ -522,181 +376,3 @@ def test_bad_storage(tmp_path: Path, text: str, message: str) -> None:
     (error,) = problems(tmp_path, LOGIN + text)
     assert message in error
     assert "hunter2" not in error
-
-
-# -- what is not built, and all at once --------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "autocert: true",
-        "ssh_address: ':22'",
-        "databroker_cluster_nodes: [{id: a, grpc_address: 'http://a', raft_address: 'a:1'}]",
-        "databroker_raft_bind_address: ':1'",
-        "blob_storage: {bucket_uri: x}",
-        "pomerium_zero_token: x",
-        "authorize_workers: 2",
-        "downstream_mtls: {ca_file: /ca}",
-        "grpc_client_ca_file: /ca",
-        "grpc_client_certificate_file: /tls/cert.pem",
-        "bearer_token_format: jwt",
-    ],
-)
-def test_unavailable_keys_say_so(tmp_path: Path, text: str) -> None:
-    found = problems(tmp_path, f"{LOGIN}{text}\n")
-    assert any(f"{text.partition(':')[0]}: not available yet" in line for line in found), found
-
-
-@pytest.mark.parametrize("kind", ["apple", "cognito", "github"])
-def test_providers_to_come(tmp_path: Path, kind: str) -> None:
-    text = without(LOGIN, "idp_provider:") + f"idp_provider: {kind}\n"
-    assert any("idp_provider: not available yet" in line for line in problems(tmp_path, text))
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["metrics_address: ':9902'", "debug_address: ':1'", "otel_traces_exporter: otlp"],
-)
-def test_what_only_watches_is_warned_about(tmp_path: Path, text: str) -> None:
-    found = warnings(tmp_path, f"{LOGIN}{text}\n")
-    assert any(f"{text.partition(':')[0]}: has no effect yet" in line for line in found)
-
-
-def test_mistakes_of_every_step_come_at_once(tmp_path: Path) -> None:
-    text = """\
-services: proxy
-timeout_read: 30
-shared_secret: x
-certificate_file: /none
-certificate_key_file: /none
-authenticate_service_url: nowhere
-routes:
-  - from: https://a
-    timeout: 5
-  - from: https://b
-  - from: https://c
-    to: http://c
-    policy: {alow: {}}
-"""
-    with pytest.raises(ConfigError) as caught:
-        load_and_resolve(write(tmp_path, text), {}, random_secret=lambda: RANDOM)
-    found = {(issue.line, issue.key) for issue in caught.value.issues}
-    assert found == {
-        (2, "timeout_read"),
-        (3, "shared_secret"),
-        (None, "cookie_secret"),
-        (4, "certificate_file"),
-        (5, "certificate_key_file"),
-        (6, "authenticate_service_url"),
-        (9, "routes[0].timeout"),
-        (10, "routes[1].from"),
-        (13, "routes[2].policy.alow"),
-    }
-
-
-def test_wrong_services_stop_before_what_depends_on_them(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as caught:
-        load_and_resolve(
-            write(tmp_path, "services: []\ntimeout_read: 3\n"), {}, random_secret=lambda: RANDOM
-        )
-    assert {issue.key for issue in caught.value.issues} == {"services", "timeout_read"}
-
-
-def test_a_refused_configuration_names_its_files(tmp_path: Path) -> None:
-    path = write(tmp_path, LOGIN.replace("/tls", str(tmp_path)))
-    (tmp_path / "cert.pem").write_bytes(CERTIFICATE)
-    with pytest.raises(UnresolvedError) as caught:
-        load_and_resolve(path, {}, random_secret=lambda: RANDOM)
-    assert set(caught.value.watched_files) == {path, tmp_path / "cert.pem", tmp_path / "key.pem"}
-    assert caught.value.file_digests[tmp_path / "key.pem"] == b""
-    (tmp_path / "key.pem").write_bytes(KEY)
-    settings, _ = load_and_resolve(path, {}, random_secret=lambda: RANDOM)
-    assert set(settings.file_digests) == {path, tmp_path / "cert.pem", tmp_path / "key.pem"}
-
-
-# -- identity of routes and of the whole -------------------------------------------------------
-
-
-def checksum(folder: Path, text: str, **files: bytes) -> int:
-    return resolved(folder, text, files=files)[0].routes[0].checksum
-
-
-def test_proxy_and_authorize_compute_the_same_checksum(tmp_path: Path) -> None:
-    text = f"{LOGIN}databroker_service_url: http://d\nauthorize_service_url: http://z\n{PRIVATE}"
-    sums = {
-        checksum(tmp_path, f"services: {services}\naddress: ':{port}'\n{text}")
-        for port, services in enumerate(("all", "proxy", "authorize", "authenticate"), 8000)
-    }
-    assert len(sums) == 1
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "jwt_claims_headers: [email]\n",
-        "pass_identity_headers: true\n",
-        "cookie_name: other\n",
-        "idp_access_token_allowed_audiences: [a]\n",
-        "jwt_issuer_format: uri\n",
-        "idp_client_id: other\n",
-        "authenticate_service_url: https://other.example.com\n",
-        "downstream_mtls: {enforcement: policy}\n",
-        "downstream_mtls: {max_verify_depth: 4}\n",
-        "runtime_flags: {mcp: false}\n",
-        f"signing_key: {base64.b64encode(pem_key(ec.SECP256R1())).decode()}\n",
-    ],
-)
-def test_what_shapes_decisions_shapes_the_checksum(tmp_path: Path, text: str) -> None:
-    base = without(LOGIN, text.partition(":")[0])
-    assert checksum(tmp_path, base + text + PRIVATE) != checksum(tmp_path, LOGIN + PRIVATE)
-
-
-def test_what_does_not_shape_decisions_leaves_the_checksum(tmp_path: Path) -> None:
-    same = f"{LOGIN}log_level: debug\ntimeout_idle: 9s\nset_response_headers: {{a: b}}\n{PRIVATE}"
-    assert checksum(tmp_path, same) == checksum(tmp_path, LOGIN + PRIVATE)
-
-
-def test_a_policy_edit_changes_the_checksum_and_not_the_id(tmp_path: Path) -> None:
-    def route(policy: object) -> str:
-        keys = {"from": "https://a", "to": "http://b", "policy": policy}
-        return f"{LOGIN}\nroutes: {json.dumps([keys])}\n"
-
-    one = resolved(tmp_path, route({"allow": {"and": [{"email": {"is": "a@b"}}]}}))[0].routes[0]
-    two = resolved(tmp_path, route({"allow": {"and": [{"email": {"is": "c@b"}}]}}))[0].routes[0]
-    assert one.id == two.id
-    assert one.checksum != two.checksum
-
-
-def test_generations_follow_every_change(tmp_path: Path) -> None:
-    def generation(text: str, files: dict[str, bytes] | None = None) -> str:
-        return resolved(tmp_path, text, files=files)[0].generation
-
-    base = generation(LOGIN + PRIVATE)
-    assert generation(LOGIN + PRIVATE) == base
-    other = pem_pair("*.example.org")
-    changed = {
-        generation(LOGIN + PUBLIC),
-        generation(LOGIN.replace("client-secret", "other-secret") + PRIVATE),
-        generation(LOGIN + PRIVATE, {"/tls/cert.pem": other[0], "/tls/key.pem": other[1]}),
-        generation(f"{LOGIN}log_level: debug\n{PRIVATE}"),
-    }
-    assert len(changed | {base}) == 5
-    assert len(base) == 12
-
-
-def test_files_are_read_once(tmp_path: Path) -> None:
-    reads: list[Path] = []
-
-    def read_file(path: Path) -> bytes:
-        reads.append(path)
-        return {"/tls/cert.pem": CERTIFICATE, "/tls/key.pem": KEY}[str(path)]
-
-    text = LOGIN + "certificates: [{cert: /tls/cert.pem, key: /tls/key.pem}]\n"
-    resolve(
-        load_settings(write(tmp_path, text), {}),
-        read_file=read_file,
-        environ={},
-        random_secret=lambda: RANDOM,
-    )
-    assert sorted(map(str, reads)) == ["/tls/cert.pem", "/tls/key.pem"]

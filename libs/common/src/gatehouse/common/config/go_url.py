@@ -6,6 +6,7 @@ followed here, where Python's differs: decoded and raw paths, empty authorities,
 
 from __future__ import annotations
 
+import functools
 import re
 import string
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ def _plain(data: bytes, what: str) -> str:
         raise GoURLError(f"the {what} is not UTF-8 when decoded") from None
 
 
+@functools.lru_cache(maxsize=1024)  # a route's URLs are needed for its checks and for its id
 def parse_go_url(text: str) -> GoURL:
     """Split `text` as Go's `url.Parse` does, or raise GoURLError."""
     if re.search(r"[\x00-\x20\x7f]", text):

@@ -324,6 +324,12 @@ class _Resolver:
                 "no certificate is configured: a self-made one is used, which browsers reject",
                 "certificate_file and certificate_key_file",
             )
+        if not pairs and not insecure_grpc and not main:
+            self.inputs.warn(
+                ("certificate_file",),
+                "no certificate is configured: gRPC uses a self-made one, which no peer trusts",
+                "certificate_file and certificate_key_file, tls_derive, or grpc_insecure: true",
+            )
         return tuple(pairs), fallback, authority
 
     def _configured_certificates(self) -> list[CertificatePair]:

@@ -22,6 +22,10 @@ from gatehouse.common.errors import InvalidArgumentError
 from gatehouse.common.observability.redaction import redact_event
 from gatehouse.common.observability.writer import QueuedStream
 
+# gRPC's C core writes lines of its own to standard error; ours say the same. It reads this while it
+# is being imported, so entry points import this module before any that imports grpc.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
 TRACE: Final = 5
 OFF: Final = 100
 
@@ -75,8 +79,6 @@ def configure_logging(level: str = "info", *, stream: TextIO | None = None) -> N
     The default is standard error through a bounded queue and a thread of its own, so that a
     reader who stalls stops nobody. A given stream is written to at once (tests, terminals).
     """
-    # gRPC's C core writes unstructured lines to standard error on its own; ours say the same.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     threshold = parse_level(level)
     target = sys.stderr if stream is None else stream
     is_terminal = target.isatty()

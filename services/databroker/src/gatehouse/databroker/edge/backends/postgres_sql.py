@@ -23,9 +23,13 @@ LOCAL_TIMEOUT: Final[LiteralString] = "SELECT set_config('statement_timeout', %s
 
 # Schema
 
+# Reads the catalogs themselves: to_regclass() may answer from a cache that is older than the lock.
 SCHEMA_STATE: Final[LiteralString] = """
-    SELECT to_regnamespace('gatehouse') IS NOT NULL,
-           to_regclass('gatehouse.schema_version') IS NOT NULL"""
+    SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = 'gatehouse'),
+           EXISTS (
+               SELECT FROM pg_catalog.pg_tables
+               WHERE schemaname = 'gatehouse' AND tablename = 'schema_version'
+           )"""
 SCHEMA_LOCK: Final[LiteralString] = "SELECT pg_advisory_xact_lock(%s)"
 SCHEMA_VERSION: Final[LiteralString] = (
     "SELECT coalesce(max(version), 0) FROM gatehouse.schema_version"

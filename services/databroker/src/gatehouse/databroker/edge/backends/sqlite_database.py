@@ -117,6 +117,7 @@ class SqliteDatabase:
         with _translated():
             self._db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
             try:
+                _check_format(self._db, path)
                 self._db.execute("PRAGMA journal_mode = WAL")
                 self._db.execute("PRAGMA synchronous = FULL")
                 if not is_writer:
@@ -517,6 +518,17 @@ class SqliteDatabase:
             if gone.rowcount:
                 self._db.execute("UPDATE sequencer SET pruned_version = ?", (end,))
             return gone.rowcount
+
+
+def _check_format(db: sqlite3.Connection, path: Path) -> None:
+    try:
+        db.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):
+            raise
+        raise StorageUnusableError(
+            f"{path} is not a SQLite database ({error}); move it away or restore a backup"
+        ) from error
 
 
 def _terms(record: StoredRecord | None, fields: Iterable[str]) -> frozenset[tuple[str, str]]:
