@@ -12,7 +12,7 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -179,10 +179,7 @@ def deny(status: int = 403, body: str = "denied by authorize") -> external_auth_
     )
 
 
-class Authorize(
-    external_auth_pb2_grpc.AuthorizationServicer,  # type: ignore[misc]
-    health_pb2_grpc.HealthServicer,  # type: ignore[misc]
-):
+class Authorize(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[misc]
     """Answers checks as `decide` says, and remembers them with their metadata."""
 
     def __init__(self) -> None:
@@ -195,9 +192,6 @@ class Authorize(
         self.requests.append(request)
         self.metadata.append(dict(context.invocation_metadata()))
         return self.decide(request)
-
-    async def HealthCheck(self, request, context):  # noqa: N802
-        raise AssertionError
 
 
 class _Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
@@ -250,6 +244,15 @@ class Pages:
             writer.close()
 
 
+async def eventually(
+    condition: Callable[[], Awaitable[bool]], timeout_s: float = START_TIMEOUT_S
+) -> None:
+    """Until `condition` holds: for what Envoy does without telling."""
+    async with asyncio.timeout(timeout_s):
+        while not await condition():  # noqa: ASYNC110 - nothing to be told by
+            await asyncio.sleep(0.02)
+
+
 @dataclass
 class Proxy:
     """A running Envoy that gets its configuration from the real ADS server."""
@@ -298,12 +301,12 @@ class Proxy:
 
     async def access_lines(self, count: int) -> list[dict[str, Any]]:
         """The access log once it has `count` lines."""
-        async with asyncio.timeout(10):
-            while True:
-                lines = self.access_log.read_text().splitlines()
-                if len(lines) >= count:
-                    return [json.loads(line) for line in lines]
-                await asyncio.sleep(0.05)
+
+        async def there() -> bool:
+            return len(self.access_log.read_text().splitlines()) >= count
+
+        await eventually(there)
+        return [json.loads(line) for line in self.access_log.read_text().splitlines()]
 
 
 @contextlib.asynccontextmanager
@@ -360,9 +363,7 @@ async def proxy(
                     try:
                         if config is not None:
                             await running.push(config)
-                            async with asyncio.timeout(START_TIMEOUT_S):
-                                while not await admin.is_live():
-                                    await asyncio.sleep(0.02)
+                            await eventually(admin.is_live)
                         yield running
                     finally:
                         envoy_stop.set()

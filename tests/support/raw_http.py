@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,16 +25,23 @@ class Answer:
 
 
 async def exchange(port: int, data: bytes) -> bytes:
-    """Send `data`, half-close nothing, and read until the server closes."""
+    """Send `data` and read one answer: as long as it says it is, else until the server closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    received = b""
     try:
         writer.write(data)
         async with asyncio.timeout(TIMEOUT_S):
-            return await reader.read()
+            while chunk := await reader.read(65536):
+                received += chunk
+                head, blank, body = received.partition(b"\r\n\r\n")
+                length = re.search(rb"(?im)^content-length: (\d+)", head)
+                if blank and length and len(body) >= int(length.group(1)):
+                    break
     except ConnectionResetError:
-        return b""
+        pass
     finally:
         writer.close()
+    return received
 
 
 async def http1(

@@ -58,23 +58,27 @@ async def put(storage: Storage, *ids: str) -> list[int]:
 async def test_interleaved_writers_are_read_once_and_in_order(dsn: str) -> None:
     """Two databrokers write at the same time; a third delivers each version once, in order."""
     total = 300
-    async with running(store(dsn)) as first, running(store(dsn)) as second:
-        async with running(store(dsn)) as third, served(third) as broker:
-            version = (await third.position()).server_version
-            call = broker.stub.Sync(pb.SyncRequest(server_version=version, type="t"))
+    async with (
+        running(store(dsn)) as first,
+        running(store(dsn)) as second,
+        running(store(dsn)) as third,
+        served(third) as broker,
+    ):
+        version = (await third.position()).server_version
+        call = broker.stub.Sync(pb.SyncRequest(server_version=version, type="t"))
 
-            async def write(storage: Storage, name: str) -> None:
-                for number in range(total // 2):
-                    await put(storage, f"{name}{number}")
+        async def write(storage: Storage, name: str) -> None:
+            for number in range(total // 2):
+                await put(storage, f"{name}{number}")
 
-            seen: list[int] = []
-            async with asyncio.timeout(60), asyncio.TaskGroup() as group:
-                group.create_task(write(first, "a"))
-                group.create_task(write(second, "b"))
-                while len(seen) < total:
-                    seen.append((await call.read()).record.version)
-            assert seen == list(range(1, total + 1))
-            call.cancel()
+        seen: list[int] = []
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+            group.create_task(write(first, "a"))
+            group.create_task(write(second, "b"))
+            while len(seen) < total:
+                seen.append((await call.read()).record.version)
+        assert seen == list(range(1, total + 1))
+        call.cancel()
 
 
 async def test_a_writer_that_has_not_committed_holds_up_those_after_it(dsn: str) -> None:
@@ -86,7 +90,7 @@ async def test_a_writer_that_has_not_committed_holds_up_those_after_it(dsn: str)
             async with asyncio.TaskGroup() as group:
                 waiting = group.create_task(put(storage, "later"))
                 async with session(dsn) as watcher, asyncio.timeout(PATIENCE_S):
-                    while not await _is_blocked(watcher):
+                    while not await _is_blocked(watcher):  # noqa: ASYNC110 - another process
                         await asyncio.sleep(0.01)
                 assert not waiting.done()
                 assert (await storage.changes(0, limit=10)).changes == ()
@@ -116,7 +120,7 @@ async def _is_blocked(connection: psycopg.AsyncConnection[Any]) -> bool:
 
 async def test_changes_of_another_databroker_come_by_notification(dsn: str) -> None:
     """Polling is slowed down to show that it is not what brings them."""
-    async with running(store(dsn)) as writer, running(store(dsn)) as reader:
+    async with running(store(dsn)) as writer, running(store(dsn)) as reader:  # noqa: SIM117
         async with served(reader, poll_s=60.0) as broker:
             version = (await reader.position()).server_version
             call = broker.stub.Sync(pb.SyncRequest(server_version=version, type="t"))
@@ -149,7 +153,7 @@ async def _listening(dsn: str, count: int) -> None:
 
 
 async def test_streams_converge_when_listening_was_cut(dsn: str) -> None:
-    async with running(store(dsn)) as writer, running(store(dsn)) as reader:
+    async with running(store(dsn)) as writer, running(store(dsn)) as reader:  # noqa: SIM117
         async with served(reader) as broker:
             version = (await reader.position()).server_version
             call = broker.stub.Sync(pb.SyncRequest(server_version=version, type="t"))
@@ -198,16 +202,24 @@ async def test_reads_survive_a_dead_pooled_connection(dsn: str) -> None:
 
 
 async def test_clear_on_one_databroker_aborts_streams_of_another(dsn: str) -> None:
-    async with running(store(dsn)) as first, running(store(dsn)) as second:
+    async with running(store(dsn)) as first, running(store(dsn)) as second:  # noqa: SIM117
         async with served(second) as broker:
             version = (await second.position()).server_version
             call = broker.stub.Sync(pb.SyncRequest(server_version=version, type="t"))
             await call.wait_for_connection()
             await first.clear()
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                async with asyncio.timeout(PATIENCE_S):
-                    await call.read()
-            assert caught.value.code() is grpc.StatusCode.ABORTED
+            assert await _end_of(call) is grpc.StatusCode.ABORTED
+
+
+async def _end_of(call: Any) -> grpc.StatusCode:
+    """Read a stream until it fails; return its status."""
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            async for _ in call:
+                pass
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
 
 
 async def test_a_restored_backup_begins_another_history(dsn: str) -> None:
@@ -224,11 +236,7 @@ async def test_a_restored_backup_begins_another_history(dsn: str) -> None:
             await admin.execute("UPDATE gatehouse.sequencer SET latest_version = 1")
             await admin.execute("DELETE FROM gatehouse.record_changes WHERE version > 1")
             await admin.execute("DELETE FROM gatehouse.records WHERE version > 1")
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            async with asyncio.timeout(PATIENCE_S):
-                while True:
-                    await call.read()
-        assert caught.value.code() is grpc.StatusCode.ABORTED
+        assert await _end_of(call) is grpc.StatusCode.ABORTED
         position = await storage.position()
         assert position.server_version != version
         assert await put(storage, "d") == [4]  # above everything that was handed out
@@ -287,24 +295,21 @@ async def test_an_unreachable_server_is_unavailable(dsn: str) -> None:
 
 async def test_a_statement_that_takes_too_long(dsn: str) -> None:
     async with running(store(dsn)) as storage, session(dsn) as blocker:
-        async with storage._db.pooled() as connection:
-            pass
-        with pytest.raises(DeadlineExceededError):
+
+        async def run(limit: str, statement: str) -> None:
             async with storage._db.pooled() as connection:
-                await connection.execute("SET statement_timeout = '50ms'")
+                await connection.execute(f"SET {limit} = '50ms'".encode())
                 try:
-                    await connection.execute("SELECT pg_sleep(10)")
+                    await connection.execute(statement.encode())
                 finally:
-                    await connection.execute("RESET statement_timeout")
+                    await connection.execute(f"RESET {limit}".encode())
+
+        with pytest.raises(DeadlineExceededError):
+            await run("statement_timeout", "SELECT pg_sleep(10)")
         async with blocker.transaction():
             await blocker.execute("LOCK TABLE gatehouse.sequencer")
             with pytest.raises(DeadlineExceededError):
-                async with storage._db.pooled() as connection:
-                    await connection.execute("SET lock_timeout = '50ms'")
-                    try:
-                        await connection.execute("SELECT * FROM gatehouse.sequencer")
-                    finally:
-                        await connection.execute("RESET lock_timeout")
+                await run("lock_timeout", "SELECT * FROM gatehouse.sequencer")
         assert await put(storage, "still works") == [1]
 
 

@@ -53,8 +53,8 @@ def store(directory: Path) -> SqliteStorage:
 
 async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
     acknowledged: dict[str, int] = {}
-    for _ in range(3):
-        with subprocess.Popen(
+    for _ in range(3):  # the second and third write the same records again, and then more
+        with subprocess.Popen(  # noqa: ASYNC220 - it blocks no longer than a pipe
             [sys.executable, "-c", WRITER, str(tmp_path / "store")],
             stdout=subprocess.PIPE,
             text=True,
@@ -77,15 +77,8 @@ async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
             for number, version in acknowledged.items():
                 held = await storage.get("t", number)
                 assert held is not None, number
-                assert held.version <= version
-            await storage.write(Put(tuple(incoming("t", number) for number in acknowledged)))
-            acknowledged.clear()
-            await storage.clear()
-            # Start the next round from nothing, with the versions going on.
-            assert (await storage.position()).latest > 0
-            await storage.prune(0)
-        for path in (tmp_path / "store").iterdir():
-            path.unlink()
+                assert held.version == version
+            assert {record.id for record in page.changes} >= acknowledged.keys()
 
 
 async def test_a_restart_keeps_everything(tmp_path: Path) -> None:
@@ -104,7 +97,7 @@ async def test_a_restart_keeps_everything(tmp_path: Path) -> None:
 
 
 async def test_a_second_process_stops_with_a_clear_message(tmp_path: Path) -> None:
-    holder = subprocess.Popen(
+    holder = subprocess.Popen(  # noqa: ASYNC220
         [sys.executable, "-c", WRITER, str(tmp_path)],
         stdout=subprocess.PIPE,
         text=True,
@@ -185,7 +178,7 @@ async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
 async def test_a_closed_store_is_unavailable(tmp_path: Path) -> None:
     storage = store(tmp_path)
     for call in (
-        lambda: storage.position(),
+        storage.position,
         lambda: storage.write(Put((incoming("t", "a", User()),))),
     ):
         with pytest.raises(UnavailableError):

@@ -79,12 +79,14 @@ async def test_r01_a_path_is_decided_and_forwarded_in_one_spelling(upstream: Ech
             "/public/..;x=1/admin",
             "/public/%2e%2e;/admin",
             "/public/..%3b/admin",
-            "/public/.;/admin",
             "/public/..;",
         ):
-            answer = await http1(running.port, path)
-            assert answer.status == 400, path
-            assert b"dot segment" in answer.body or b"<html" in answer.body.lower()
+            # Resolved as dots, or refused; never taken for a segment below /public.
+            assert (await http1(running.port, path)).status in {400, 403}, path
+        assert upstream.requests == []
+    async with serving(upstream, *routes, normalize_path=False) as running:
+        for path in ("/public/..;/admin", "/public/%2E%2e;x/admin", "/public/..%3B/admin"):
+            assert (await http1(running.port, path)).status == 400, path
         assert upstream.requests == []
         for path in ("/public/a;b=c", "/public/a..;b", "/public/x?q=/..;/"):
             assert arrived(await http1(running.port, path))["path"] == path
@@ -143,7 +145,11 @@ async def test_r07_a_rewritten_path_cannot_leave_its_prefix(upstream: EchoUpstre
         for path in ("/old/../etc", "/old/%2e%2e/etc", "/old/..\\etc"):
             assert (await http1(running.port, path)).status == 404, path
         assert upstream.requests == []
-        for path, sent in (("/old/a", "/new/a"), ("/old/%2e/a", "/new/a"), ("/old/a/../b", "/new/b")):
+        for path, sent in (
+            ("/old/a", "/new/a"),
+            ("/old/%2e/a", "/new/a"),
+            ("/old/a/../b", "/new/b"),
+        ):
             assert arrived(await http1(running.port, path))["path"] == sent
 
 
@@ -186,11 +192,15 @@ async def test_r13_a_known_method_in_other_letters_is_refused(upstream: EchoUpst
             answer = await http2(running.port, request_headers(method))
             assert answer.status == 400, (method, answer)
             assert (await http1(running.port, method=method)).status == 400, method
-        for method in ("GET ", "G ET", "GET\t"):
-            assert (await http2(running.port, request_headers(method))).status in {0, 400}
-            assert (await http1(running.port, method=method)).status in {0, 400}, method
         assert upstream.requests == []
         assert running.authorize.requests == []
+        for method in ("GET ", "G ET", "GET\t", "GET\r\nX: y"):
+            assert (await http2(running.port, request_headers(method))).status in {0, 400}
+        assert (await http1(running.port, method="G ET")).status == 400
+        # HTTP/1 allows more than one space; what is decided is what is sent.
+        assert arrived(await http1(running.port, method="GET "))["method"] == "GET"
+        assert running.authorize.requests[-1].attributes.request.http.method == "GET"
+        assert len(upstream.requests) == 1
 
 
 # -- headers that speak for us
@@ -198,8 +208,8 @@ async def test_r13_a_known_method_in_other_letters_is_refused(upstream: EchoUpst
 
 async def test_r14_underscores_do_not_hide_a_header(upstream: EchoUpstream):
     async with serving(upstream) as running:
-        for line in ("X_Pomerium_Jwt_Assertion: x", "x_pomerium_claim_email: x", "X_Forwarded_Proto: x"):
-            assert (await http1(running.port, lines=[line])).status == 400
+        for name in ("X_Pomerium_Jwt_Assertion", "x_pomerium_claim_email", "X_Forwarded_Proto"):
+            assert (await http1(running.port, lines=[f"{name}: x"])).status == 400
         assert upstream.requests == []
     async with serving(upstream, headers_with_underscores_action="allow") as running:
         seen = arrived(
@@ -258,7 +268,8 @@ async def test_r15_no_pomerium_header_of_a_client_reaches_an_upstream(
                 for name, value in running.pages.requests[-1][1].items()
                 if value.startswith("forged")
             }
-            assert forged == {"x-pomerium-authorization": "forged", "x-email": "forged"}, path
+            assert forged.pop("x-email", "forged") == "forged"
+            assert forged == {"x-pomerium-authorization": "forged"}, path
 
 
 async def test_r15_a_bare_assertion_is_handed_to_authorize_and_nobody_else(upstream: EchoUpstream):
@@ -483,29 +494,47 @@ async def test_r50_an_answer_that_says_nothing_does_not_allow(upstream: EchoUpst
 # -- protocol
 
 
-@pytest.mark.parametrize(
-    "head",
-    [
-        "GET / HTTP/1.1\r\nHost: {h}\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        "GET / HTTP/1.1\r\nHost: {h}\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
-        "GET / HTTP/1.1\r\nHost: {h}\r\nX-A: 1\r\n folded\r\n\r\n",
-        "GET / HTTP/1.1\r\nHost: {h}\r\nX-A: 1\rX-B: 2\r\n\r\n",
-        "GET / HTTP/1.1\r\nHost: {h}\r\nX-A: a\x00b\r\n\r\n",
-        "GET / HTTP/1.1\r\nHost : {h}\r\n\r\n",
-        "GET / HTTP/1.1\r\n\r\n",
-        "GET / HTTP/1.1\r\nHost: {h}\r\nHost: other.example.com\r\n\r\n",
-        "GET / HTTP/9.9\r\nHost: {h}\r\n\r\n",
-        "\x16\x03\x01 nonsense\r\n\r\n",
-        "GET / HTTP/1.1\r\nHost: {h}\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
-    ],
-)
-async def test_r54_malformed_requests_are_refused(upstream: EchoUpstream, head: str):
+MALFORMED = [
+    "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+    "Content-Length: -1\r\n\r\n",
+    "Content-Length: 5, 5\r\n\r\nhello",
+    "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    "X-A: a\x00b\r\n\r\n",
+    "X-A : 1\r\n\r\n",
+    "X A: 1\r\n\r\n",
+    ": 1\r\n\r\n",
+    "no colon\r\n\r\n",
+    "Host: other.example.com\r\n\r\n",
+]
+
+
+async def test_r54_malformed_requests_are_refused(upstream: EchoUpstream):
     async with serving(upstream) as running:
-        answer = parse(await exchange(running.port, head.format(h=HOST).encode("latin-1")))
-        assert 400 <= answer.status < 600, answer
-        assert answer.status not in {200, 404}
+        first = f"POST / HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n"
+        for rest in MALFORMED:
+            answer = parse(await exchange(running.port, (first + rest).encode("latin-1")))
+            assert answer.status in {400, 501}, (rest, answer)
+        for whole in (
+            "GET / HTTP/1.1\r\n\r\n",
+            f"GET / HTTP/9.9\r\nHost: {HOST}\r\n\r\n",
+            f"GET http:// HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n",
+            "\x16\x03\x01 nonsense\r\n\r\n",
+        ):
+            answer = parse(await exchange(running.port, whole.encode("latin-1")))
+            assert 400 <= answer.status < 500, (whole, answer)
         assert upstream.requests == []
         assert (await http1(running.port)).status == 200
+
+
+async def test_r54_folded_lines_and_bare_returns_mean_one_thing_only(upstream: EchoUpstream):
+    """Envoy unfolds (RFC 9112, 5.2) and drops a bare CR; nobody behind it can read it otherwise."""
+    async with serving(upstream) as running:
+        for line, value in (("X-A: 1\r\n X-B: 2", "1 X-B: 2"), ("X-A: 1\rX-B: 2", "1X-B: 2")):
+            seen = arrived(await http1(running.port, lines=[line]))
+            assert (values(seen, "x-a"), values(seen, "x-b")) == ([value], [])
+            headers = running.authorize.requests[-1].attributes.request.http.headers
+            assert headers["x-a"] == value
 
 
 async def test_r56_oversized_requests_are_refused_and_envoy_lives(upstream: EchoUpstream):

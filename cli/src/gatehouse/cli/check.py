@@ -17,7 +17,7 @@ def check(config: Path | None, environ: Mapping[str, str]) -> int:
     try:
         settings, warnings = load_and_resolve(config, environ, random_secret=lambda: throwaway)
     except ConfigError as error:
-        report_issues(error.issues)
+        report_issues(error.everything)
         return EXIT_CONFIG
     report_issues(warnings)
     services = "all" if settings.is_all_in_one else ", ".join(sorted(settings.services))

@@ -9,7 +9,7 @@ from gatehouse.common.errors import InvalidArgumentError
 
 
 class Severity(enum.Enum):
-    """An error stops a start and keeps the last good configuration on reload; a warning does not."""
+    """An error stops a start, or keeps the last good configuration; a warning is only told."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -44,7 +44,13 @@ class ConfigError(InvalidArgumentError):
 
     default_reason = "config"
 
-    def __init__(self, issues: tuple[Issue, ...]) -> None:
+    def __init__(self, issues: tuple[Issue, ...], warnings: tuple[Issue, ...] = ()) -> None:
         assert issues
         super().__init__("\n".join(str(issue) for issue in issues))
         self.issues = issues
+        self.warnings = warnings  # found on the way; no reason to refuse, but worth telling
+
+    @property
+    def everything(self) -> tuple[Issue, ...]:
+        """Warnings, then errors."""
+        return (*self.warnings, *self.issues)

@@ -63,8 +63,13 @@ _GITHUB_VERSION: Final = 1
 class UnresolvedError(ConfigError):
     """A configuration that was refused, and the files it refers to, found or not."""
 
-    def __init__(self, issues: tuple[Issue, ...], file_digests: Mapping[Path, bytes]) -> None:
-        super().__init__(issues)
+    def __init__(
+        self,
+        issues: tuple[Issue, ...],
+        warnings: tuple[Issue, ...],
+        file_digests: Mapping[Path, bytes],
+    ) -> None:
+        super().__init__(issues, warnings)
         self.file_digests = dict(file_digests)
 
     @property
@@ -88,7 +93,11 @@ def resolve(
     resolver = _Resolver(loaded, frozenset(), read_file, environ, random_secret)
     resolved = resolver.run()
     if resolved is None:
-        raise UnresolvedError(tuple(resolver.inputs.errors), resolver.inputs.file_digests())
+        raise UnresolvedError(
+            tuple(resolver.inputs.errors),
+            (*loaded.warnings, *resolver.inputs.warnings),
+            resolver.inputs.file_digests(),
+        )
     return resolved, (*loaded.warnings, *resolver.inputs.warnings)
 
 
@@ -106,16 +115,19 @@ def _load_and_resolve(
     outcome: Outcome = load_outcome(path, environ)
     errors = list(outcome.errors)
     if outcome.settings is None or ("services",) in outcome.dropped:
-        raise ConfigError(tuple(errors))
+        raise ConfigError(tuple(errors), tuple(outcome.warnings))
     loaded = outcome.loaded()
     resolver = _Resolver(
         loaded, frozenset(outcome.dropped), Path.read_bytes, environ, random_secret
     )
     resolved = resolver.run()
     errors.extend(resolver.inputs.errors)
+    warnings = (*loaded.warnings, *resolver.inputs.warnings)
     if errors or resolved is None:
-        raise UnresolvedError(tuple(dict.fromkeys(errors)), resolver.inputs.file_digests())
-    return resolved, (*loaded.warnings, *resolver.inputs.warnings)
+        raise UnresolvedError(
+            tuple(dict.fromkeys(errors)), warnings, resolver.inputs.file_digests()
+        )
+    return resolved, warnings
 
 
 class _Resolver:

@@ -103,7 +103,7 @@ def run_process(options: ProcessOptions) -> int:
     try:
         settings, warnings = load()
     except ConfigError as error:
-        report_issues(error.issues)
+        report_issues(error.everything)
         return EXIT_CONFIG
     missing = settings.services - options.builders.keys()
     if missing:
@@ -120,7 +120,7 @@ def run_process(options: ProcessOptions) -> int:
         leaves = tuple(_leaves(failure))
         for leaf in leaves:
             if isinstance(leaf, ConfigError):
-                report_issues(leaf.issues)
+                report_issues(leaf.everything)
                 continue
             log.critical("service crashed", error=str(leaf), error_type=type(leaf).__name__)
             traceback.print_exception(leaf, file=sys.stderr)

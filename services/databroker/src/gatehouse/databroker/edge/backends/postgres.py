@@ -184,7 +184,7 @@ class PostgresStorage:
                     return await self._list(connection, query, Position(*row))
                 return await self._search(connection, query, Position(*row))
 
-        return await self._db.read(answer)
+        return await self._db.use(answer)
 
     async def _query_by_id(self, query: Query, selection: Selection) -> QueryAnswer:
         args = {"type": query.type, "ids": sorted(selection.ids)}
@@ -251,25 +251,29 @@ class PostgresStorage:
 
     async def _commit(self, writes: Sequence[Write]) -> Committed:
         """Apply a batch in two round trips: learn what is held, then write and commit."""
-        async with (
-            self._db.pooled() as connection,
-            connection.pipeline(),
-            connection.transaction(),
-        ):
-            sequence = await connection.execute(sql.SEQUENCE)
-            learn = await self._learn(connection, writes)
-            row = await sequence.fetchone()
-            assert row is not None
-            server_version, first, _, now_us = row
-            held, rules = await learn()
-            planned = plan(writes, held, rules, latest=first, now_us=now_us)
-            await self._apply(connection, planned, held, rules)
-            latest = await self._enforce_capacity(connection, planned, rules, now_us)
-            if latest != first:
-                await connection.execute(sql.ADVANCE, (latest,))
-                await self._announce(connection)
+        has_begun = False
+
+        async def commit(connection: Connection) -> Committed:
+            nonlocal has_begun
+            async with connection.pipeline(), connection.transaction():
+                sequence = await connection.execute(sql.SEQUENCE)
+                learn = await self._learn(connection, writes)
+                row = await sequence.fetchone()
+                assert row is not None
+                has_begun = True
+                server_version, first, _, now_us = row
+                held, rules = await learn()
+                planned = plan(writes, held, rules, latest=first, now_us=now_us)
+                await self._apply(connection, planned, held, rules)
+                latest = await self._enforce_capacity(connection, planned, rules, now_us)
+                if latest != first:
+                    await connection.execute(sql.ADVANCE, (latest,))
+                    await self._announce(connection)
+            return Committed(server_version, planned.outcomes)
+
+        committed = await self._db.use(commit, lambda: not has_begun)
         self._wake()
-        return Committed(server_version, planned.outcomes)
+        return committed
 
     async def _announce(self, connection: Connection) -> None:
         if self._clock.monotonic_s() < self._next_notify_s:

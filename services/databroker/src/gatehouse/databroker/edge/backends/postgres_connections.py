@@ -99,20 +99,28 @@ class Connections:
                     if connection.broken:
                         self._suspect.set()
 
-    async def read(self, work: Callable[[Connection], Awaitable[T]]) -> T:
-        """Return what `work` reads; it is done again if the connection turns out to be dead."""
-        broken = False
-        try:
-            async with self.pooled() as connection:
-                try:
-                    return await work(connection)
-                finally:
-                    broken = connection.broken
-        except StorageUnavailableError:
-            if not broken:
-                raise
-        async with self.pooled() as connection:
-            return await work(connection)
+    async def use(
+        self,
+        work: Callable[[Connection], Awaitable[T]],
+        may_repeat: Callable[[], bool] = lambda: True,
+    ) -> T:
+        """Return what `work` returns; it is done again as long as it meets dead connections.
+
+        Work that writes says by `may_repeat` whether it has not got that far yet.
+        """
+        left = self._target.max_connections
+        while True:
+            broken = False
+            try:
+                async with self.pooled() as connection:
+                    try:
+                        return await work(connection)
+                    finally:
+                        broken = connection.broken
+            except StorageUnavailableError:
+                left -= 1
+                if not broken or left < 0 or not may_repeat():
+                    raise
 
     async def row(self, statement: str, *args: Any) -> TupleRow | None:
         """Return the first row of a reading statement."""
@@ -121,7 +129,7 @@ class Connections:
             cursor = await connection.execute(statement.encode(), args, binary=True)
             return await cursor.fetchone()
 
-        return await self.read(fetch)
+        return await self.use(fetch)
 
     async def rows(self, statement: str, args: Any = ()) -> list[TupleRow]:
         """Return the rows of a reading statement."""
@@ -130,7 +138,7 @@ class Connections:
             cursor = await connection.execute(statement.encode(), args, binary=True)
             return await cursor.fetchall()
 
-        return await self.read(fetch)
+        return await self.use(fetch)
 
     async def listen(self, wake: Callable[[], None]) -> None:
         """Call `wake` at each notification, and whenever listening begins anew, until cancelled."""

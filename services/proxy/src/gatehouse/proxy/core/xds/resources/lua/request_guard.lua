@@ -106,6 +106,10 @@ local function protect(handle)
   if misspelt_method(headers) then
     return "methods are written in capital letters (RFC 9110, 9.1)"
   end
+  -- Envoy joins repeated Host lines with a comma, which a wildcard host would match.
+  if (headers:get(":authority") or ""):find(",", 1, true) then
+    return "there is more than one host"
+  end
   if hidden_dots(headers) then
     return "the path hides a dot segment"
   end
