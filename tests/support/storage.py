@@ -84,11 +84,11 @@ async def storage_case(backend: str, directory: Path) -> AsyncIterator[StorageCa
 
     match backend:
         case "memory":
-            async with running(MemoryStorage(clock, SystemRng())) as storage:
-                yield StorageCase(storage, move)
+            async with running(MemoryStorage(clock, SystemRng())) as memory:
+                yield StorageCase(memory, move)
         case "file":
-            async with running(SqliteStorage(directory / "store", clock, SystemRng())) as storage:
-                yield StorageCase(storage, move)
+            async with running(SqliteStorage(directory / "store", clock, SystemRng())) as file:
+                yield StorageCase(file, move)
         case "postgres":
             with fresh_database() as dsn:
                 storage = PostgresStorage(parse_postgres(dsn), clock, SystemRng())

@@ -201,6 +201,14 @@ async def test_reads_survive_a_dead_pooled_connection(dsn: str) -> None:
         assert (await storage.position()).latest == 0
 
 
+async def test_a_write_not_begun_survives_a_dead_pooled_connection(dsn: str) -> None:
+    async with running(store(dsn, application_name="writes")) as storage:
+        for number in range(1, 5):
+            assert await put(storage, f"{number}") == [number]
+            disconnect(dsn, condition="application_name = 'writes'")
+        assert await put(storage, "last") == [5]
+
+
 async def test_clear_on_one_databroker_aborts_streams_of_another(dsn: str) -> None:
     async with running(store(dsn)) as first, running(store(dsn)) as second:  # noqa: SIM117
         async with served(second) as broker:

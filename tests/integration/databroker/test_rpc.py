@@ -246,14 +246,14 @@ async def test_r39_no_rpc_without_the_shared_secret_jwt(broker: Served) -> None:
                 path = f"/{service.full_name}/{method.name}"
                 for name, token in bad.items():
                     metadata = None if token is None else (("jwt", token),)
-                    if method.server_streaming:
-                        call = channel.unary_stream(path)(
-                            b"", metadata=metadata, timeout=DEADLINE_S
-                        ).read()
-                    else:
-                        call = channel.unary_unary(path)(b"", metadata=metadata, timeout=DEADLINE_S)
-                    status, _, _ = await refusal(call)
+                    status, _, _ = await refusal(raw_call(channel, path, method, metadata))
                     assert status is grpc.StatusCode.UNAUTHENTICATED, (path, name)
+
+
+def raw_call(channel: Any, path: str, method: Any, metadata: Any) -> Any:
+    if method.server_streaming:
+        return channel.unary_stream(path)(b"", metadata=metadata, timeout=DEADLINE_S).read()
+    return channel.unary_unary(path)(b"", metadata=metadata, timeout=DEADLINE_S)
 
 
 async def test_modified_at_has_microseconds(broker: Served) -> None:

@@ -37,7 +37,8 @@ async def main():
     async with running(storage):
         number = 0
         async def write(number):
-            result = await storage.write(Put((incoming("t", f"{number}", User(id="x" * 500)),)))
+            user = User(id=sys.argv[2] * 500)
+            result = await storage.write(Put((incoming("t", f"{number}", user),)))
             print(number, result.records[0].version, flush=True)
         while True:
             await asyncio.gather(*(write(number + more) for more in range(5)))
@@ -53,9 +54,9 @@ def store(directory: Path) -> SqliteStorage:
 
 async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
     acknowledged: dict[str, int] = {}
-    for _ in range(3):  # the second and third write the same records again, and then more
+    for round_ in "xyz":  # each writes the same records again, changed, and then more
         with subprocess.Popen(  # noqa: ASYNC220 - it blocks no longer than a pipe
-            [sys.executable, "-c", WRITER, str(tmp_path / "store")],
+            [sys.executable, "-c", WRITER, str(tmp_path / "store"), round_],
             stdout=subprocess.PIPE,
             text=True,
             cwd=Path(__file__).parents[3],
@@ -74,10 +75,10 @@ async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
             page = await storage.changes(0, limit=1_000_000)
             versions = [record.version for record in page.changes]
             assert versions == list(range(1, position.latest + 1))
-            for number, version in acknowledged.items():
-                held = await storage.get("t", number)
-                assert held is not None, number
-                assert held.version == version
+            for id_, known in acknowledged.items():
+                held = await storage.get("t", id_)
+                assert held is not None, id_
+                assert held.version == known
             assert {record.id for record in page.changes} >= acknowledged.keys()
 
 
@@ -98,7 +99,7 @@ async def test_a_restart_keeps_everything(tmp_path: Path) -> None:
 
 async def test_a_second_process_stops_with_a_clear_message(tmp_path: Path) -> None:
     holder = subprocess.Popen(  # noqa: ASYNC220
-        [sys.executable, "-c", WRITER, str(tmp_path)],
+        [sys.executable, "-c", WRITER, str(tmp_path), "x"],
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parents[3],

@@ -99,7 +99,8 @@ def lease(kind: str, holder: str) -> Operation:
             case "renew":
                 return await case.storage.renew_lease("job", holder, 150_000_000)
             case _:
-                return await case.storage.release_lease("job", holder)
+                await case.storage.release_lease("job", holder)
+                return None
 
     return change
 

@@ -60,9 +60,7 @@ async def test_r01_a_path_is_decided_and_forwarded_in_one_spelling(upstream: Ech
     ids = [route.id for route in resolved({"insecure_server": True, "routes": routes}).routes]
     async with serving(upstream, *routes) as running:
         running.authorize.decide = lambda request: (
-            allow()
-            if request.attributes.context_extensions["route_id"] == ids[0]
-            else deny(403)
+            allow() if request.attributes.context_extensions["route_id"] == ids[0] else deny(403)
         )
         for path in (
             "/public/../admin",
@@ -320,8 +318,10 @@ COOKIES = [
     (["Cookie: _pomerium_csrf=s; _pomerium_login_0123456789abcdef=t; f=6"], ["f=6"]),
     (["Cookie: _pomerium_pkce_xyz=s; g=7"], ["g=7"]),
     (["Cookie: _pomerium; h=8"], ["h=8"]),
-    (["Cookie: _pomeriumx=1; x_pomerium=2; _pomerium_other=3"],
-     ["_pomeriumx=1; x_pomerium=2; _pomerium_other=3"]),
+    (
+        ["Cookie: _pomeriumx=1; x_pomerium=2; _pomerium_other=3"],
+        ["_pomeriumx=1; x_pomerium=2; _pomerium_other=3"],
+    ),
     (['Cookie: i="a, b"; j=x=y=z'], ['i="a, b"; j=x=y=z']),
 ]
 

@@ -241,7 +241,6 @@ async def test_health_watch_follows_and_ends_with_the_server(
     one: Replica, bare: grpc.aio.Channel
 ) -> None:
     health = health_pb2_grpc.HealthStub(bare)
-    # Iterated: read() would lose a last message that arrives together with the end.
     watch = aiter(health.Watch(health_pb2.HealthCheckRequest(service="databroker"), timeout=20))
     other = aiter(health.Watch(health_pb2.HealthCheckRequest(service="nobody"), timeout=20))
     assert (await anext(watch)).status == Status.SERVING

@@ -56,9 +56,7 @@ def test_a_real_envoy_accepts_the_golden(name: str, tmp_path: Path):
     tree = read(path_of(name).read_text(), str(tmp_path))
     resources = {}
     for type_url, kind in KINDS.items():
-        found = [
-            json_format.ParseDict(item, kind()) for item in tree[type_url.rpartition(".")[2]]
-        ]
+        found = [json_format.ParseDict(item, kind()) for item in tree[type_url.rpartition(".")[2]]]
         resources[type_url] = {each.name: resource_of(each, each.name) for each in found}
     files = golden_snapshot(name, str(tmp_path)).files
     assert sorted(files) == tree["files"]

@@ -53,15 +53,15 @@ class Envoy:
         self.count += 1
         nonce = f"n{self.count}"
         self.subscriptions[push.type_url].sent(nonce, push.delta)
-        self.pushes.append((
-            push.type_url.rpartition(".")[2],
-            tuple(f"{each.name}{each.version}" for each in push.delta.upserts),
-            push.delta.removals,
-        ))
+        self.pushes.append(
+            (
+                push.type_url.rpartition(".")[2],
+                tuple(f"{each.name}{each.version}" for each in push.delta.upserts),
+                push.delta.removals,
+            )
+        )
         bad = [
-            each.name
-            for each in push.delta.upserts
-            if f"{each.name}{each.version}" in self.refuses
+            each.name for each in push.delta.upserts if f"{each.name}{each.version}" in self.refuses
         ]
         for each in push.delta.upserts:
             if each.name in bad:

@@ -56,11 +56,15 @@ Data: TypeAlias = "bool | int | float | str | tuple[Data, ...] | FrozenObject | 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Criterion:
-    """One test: a name, an optional sub-path (`claim/<sub-path>`) and its data."""
+    """One test: a name, an optional sub-path (`claim/<sub-path>`) and its data.
+
+    `path` says where it stands in the policy's text; it is no part of what the criterion means.
+    """
 
     name: str
     sub_path: str
     data: Data
+    path: tuple[str | int, ...] = ()
 
     def __eq__(self, other: object) -> bool:
         # 1, 1.0 and True are equal in Python and different things in a policy.

@@ -23,6 +23,8 @@ StringOperator: TypeAlias = Literal[
 ListOperator: TypeAlias = Literal["has", "is", "exclude"]
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+ANY_DEVICE: Final = "any"
+
 _STRING_OPERATORS: Final[Mapping[str, StringOperator]] = {
     "is": "is",
     "not": "not",
@@ -82,6 +84,16 @@ class CertificateMatcher:
     san_dns: StringMatcher | None = None
     san_email: StringMatcher | None = None
     san_uri: StringMatcher | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMatcher:
+    """All given (not None) parts must hold for the session's credential of `type`."""
+
+    type: str  # which of the session's credentials is looked at
+    approved: bool | None = None
+    credential_id: str | None = None
+    must_exist: bool = False  # the type was asked for by name
 
 
 def parse_string_matcher(data: Data, *, strings_only: bool = False) -> StringMatcher:
@@ -178,6 +190,35 @@ def parse_certificate_matcher(data: Data) -> CertificateMatcher:
         names.get("san_dns"),
         names.get("san_email"),
         names.get("san_uri"),
+    )
+
+
+def parse_device_matcher(data: Data) -> DeviceMatcher:
+    """`{approved, is, type}`. `{}` imposes nothing: it is true for everybody."""
+    if not isinstance(data, FrozenObject):
+        raise PolicyError(f"expected object for device criterion, got: {type_name(data)}")
+    approved: bool | None = None
+    texts: dict[str, str] = {}
+    for key, operand in data.items():
+        if key == "approved":
+            # Arrays and objects are true whatever is in them.
+            approved = isinstance(operand, tuple | FrozenObject) or bool(operand)
+        elif key not in {"is", "type"}:
+            raise PolicyError(
+                f"unexpected field in device criterion: {key}, expected approved, is or type"
+            )
+        elif not isinstance(operand, str):
+            raise PolicyError(
+                f"expected string for device criterion {key} operator, got: {type_name(operand)}",
+                (key,),
+            )
+        else:
+            texts[key] = operand
+    return DeviceMatcher(
+        type=texts.get("type", ANY_DEVICE),
+        approved=approved,
+        credential_id=texts.get("is"),
+        must_exist="type" in texts,
     )
 
 

@@ -145,7 +145,7 @@ class _Parser:
             return None
         name, _, sub_path = key.partition("/")
         try:
-            criterion = Criterion(name, sub_path, freeze(raw_data))
+            criterion = Criterion(name, sub_path, freeze(raw_data), (*path, key))
             check_criterion(criterion)
         except PolicyError as error:
             self.problems.extend(error.below(*path, key).problems)

@@ -70,11 +70,12 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # g
         try:
             while True:
                 changed.clear()
+                stopped = self._stopped  # before the yield: what is told last must be the end
                 status = self._status(request.service)
                 if status is not last:
                     last = status
                     yield health_pb2.HealthCheckResponse(status=_STATUS[status])
-                if self._stopped:
+                if stopped:
                     return
                 await changed.wait()
         finally:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from gatehouse.common.clock import Rng
 from gatehouse.databroker.core.feed import Position
@@ -203,8 +203,11 @@ class Storage(Protocol):
         ...
 
 
+AnyStorage = TypeVar("AnyStorage", bound=Storage)
+
+
 @contextlib.asynccontextmanager
-async def running(storage: Storage) -> AsyncIterator[Storage]:
+async def running(storage: AnyStorage) -> AsyncIterator[AnyStorage]:
     """Open a store, do its background work for as long as the block lasts, and close it."""
     try:
         await storage.open()

@@ -32,6 +32,7 @@ from gatehouse.proxy.core.xds.resources.protocols import (
 from gatehouse.proxy.core.xds.resources.scalars import boolean, double, seconds, uint32, uint64
 from gatehouse.proxy.core.xds.resources.trust import roots_pem, upstream_tls
 from gatehouse.proxy.core.xds.resources.upgrades import allows_websockets
+from gatehouse.proxy.errors import SnapshotError
 
 CONNECT_TIMEOUT_S: Final = 10.0
 BUFFER_LIMIT: Final = 32768
@@ -62,8 +63,9 @@ def upstream_clusters(
             name = f"route-{digest(serialize(cluster))}"
         cluster.name = name
         cluster.load_assignment.cluster_name = name
+        if clusters.setdefault(name, cluster) != cluster:
+            raise SnapshotError(f"route {name} is not unique: give it another name or id")
         names[route.index] = name
-        clusters[name] = cluster
     return tuple(clusters[name] for name in sorted(clusters)), names
 
 

@@ -1,4 +1,4 @@
-"""Matchers as closures."""
+"""Matchers as closures: the one place where a string, a list or an address meets its test."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def string_test(test: StringTest) -> StringPredicate:
 
 def list_predicate(matcher: ListMatcher) -> ListPredicate:
     """True when the values pass every test."""
-    tests = [_list_test(test) for test in matcher.tests]
+    tests = [list_test(test) for test in matcher.tests]
     if len(tests) == 1:
         return tests[0]
 
@@ -66,7 +66,8 @@ def list_predicate(matcher: ListMatcher) -> ListPredicate:
     return passes
 
 
-def _list_test(test: ListTest) -> ListPredicate:
+def list_test(test: ListTest) -> ListPredicate:
+    """One operator."""
     operand = test.operand
     if test.operator == "is":
         return lambda values: len(values) == 1 and same(values[0], operand)

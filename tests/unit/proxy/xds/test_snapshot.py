@@ -1,0 +1,358 @@
+"""The snapshot as a function: same bytes, own references, and the tables of the specification."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gatehouse.common.config.resolved import ListenAddress, ResolvedSettings
+from gatehouse.proxy.core.xds.resource import CLUSTER, LISTENER, ROUTE_CONFIGURATION
+from gatehouse.proxy.core.xds.snapshot import build_snapshot
+from gatehouse.proxy.errors import SnapshotError
+from tests.support.envoy import environment, messages, resolved
+from tests.support.golden_settings import (
+    CERTIFICATE,
+    CONFIGURATIONS,
+    KEY,
+    golden_environment,
+    golden_settings,
+)
+
+ENVIRONMENT = environment("/run/gatehouse", system_ca_pem=CERTIFICATE.read_bytes())
+TLS = {"certificate_file": str(CERTIFICATE), "certificate_key_file": str(KEY)}
+
+
+def config(*routes: dict[str, Any], **keys: Any) -> ResolvedSettings:
+    return resolved({"address": "127.0.0.1:443", **TLS, **keys, "routes": list(routes)})
+
+
+def route(**keys: Any) -> dict[str, Any]:
+    target = {} if {"redirect", "response"} & keys.keys() else {"to": "http://127.0.0.1:8001"}
+    return {
+        "from": "https://app.example.com",
+        "allow_public_unauthenticated_access": True,
+        **target,
+        **keys,
+    }
+
+
+def virtual_hosts(settings: ResolvedSettings) -> dict[str, Any]:
+    found = messages(build_snapshot(settings, ENVIRONMENT))[ROUTE_CONFIGURATION][0]
+    return {each.name: each for each in found.virtual_hosts}
+
+
+def policy_routes(settings: ResolvedSettings, host: str = "app.example.com") -> list[Any]:
+    return [each for each in virtual_hosts(settings)[host].routes if "policy-" in each.name]
+
+
+def clusters(settings: ResolvedSettings) -> dict[str, Any]:
+    found = messages(build_snapshot(settings, ENVIRONMENT))[CLUSTER]
+    return {each.name: each for each in found}
+
+
+def _shuffled(settings: ResolvedSettings, seed: int) -> ResolvedSettings:
+    """The same settings with every map filled in another order."""
+    order = random.Random(seed)  # noqa: S311
+
+    def shuffle(mapping: Any) -> Any:
+        items = list(mapping.items())
+        order.shuffle(items)
+        return dict(items)
+
+    keys = settings.settings
+    update = {
+        "jwt_claims_headers": shuffle(keys.jwt_claims_headers),
+        "runtime_flags": shuffle(keys.runtime_flags),
+    }
+    if keys.set_response_headers:
+        update["set_response_headers"] = shuffle(keys.set_response_headers)
+    routes = tuple(
+        replace(
+            each,
+            settings=each.settings.model_copy(
+                update={
+                    "set_response_headers": shuffle(each.settings.set_response_headers),
+                    "set_request_headers": shuffle(each.settings.set_request_headers),
+                }
+            ),
+        )
+        for each in settings.routes
+    )
+    return replace(settings, settings=keys.model_copy(update=update), routes=routes)
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_equal_settings_give_equal_bytes_however_maps_were_filled(name: str):
+    settings = golden_settings(name)
+    first = build_snapshot(settings, golden_environment())
+    for seed in range(3):
+        again = build_snapshot(_shuffled(settings, seed), golden_environment())
+        assert again == first
+
+
+def test_a_changed_route_changes_the_route_configuration_alone():
+    one = build_snapshot(config(route()), ENVIRONMENT)
+    two = build_snapshot(config(route(prefix_rewrite="/x")), ENVIRONMENT)
+    assert one.version != two.version
+    assert one.resources[CLUSTER] == two.resources[CLUSTER]
+    assert one.resources[LISTENER] == two.resources[LISTENER]
+    assert one.resources[ROUTE_CONFIGURATION] != two.resources[ROUTE_CONFIGURATION]
+
+
+def test_a_new_service_token_changes_one_cluster_and_no_listener():
+    settings = config(route())
+    one = build_snapshot(settings, ENVIRONMENT)
+    two = build_snapshot(settings, replace(ENVIRONMENT, authorize_jwt="other"))
+    changed = {
+        name
+        for name, resource in two.resources[CLUSTER].items()
+        if one.resources[CLUSTER][name] != resource
+    }
+    assert changed == {"pomerium-authorize"}
+    assert one.resources[LISTENER] == two.resources[LISTENER]
+
+
+def test_a_rotated_certificate_is_another_file_and_so_another_listener():
+    settings = config(route())
+    (pair,) = settings.certificates
+    rotated = replace(pair, certificate_pem=pair.certificate_pem + b"\n")
+    one = build_snapshot(settings, ENVIRONMENT)
+    two = build_snapshot(replace(settings, certificates=(rotated,)), ENVIRONMENT)
+    assert one.resources[LISTENER] != two.resources[LISTENER]
+    assert one.files.keys() != two.files.keys()
+
+
+def test_every_tcp_listener_has_reuse_port_and_the_buffer_limit():
+    settings = config(
+        route(),
+        codec_type="http3",
+        http_redirect_addr=":80",
+        envoy_admin_address="127.0.0.1:9901",
+    )
+    found = messages(build_snapshot(settings, ENVIRONMENT))[LISTENER]
+    assert [each.name for each in found] == [
+        "https-ingress",
+        "quic-ingress",
+        "http-ingress",
+        "envoy-admin",
+    ]
+    for each in found:
+        assert each.enable_reuse_port.value
+        assert each.per_connection_buffer_limit_bytes.value == 32768
+
+
+def addresses(settings: ResolvedSettings, *, ipv6: bool) -> list[str]:
+    built = build_snapshot(settings, replace(ENVIRONMENT, ipv6=ipv6))
+    listener = messages(built)[LISTENER][0]
+    found = [listener.address, *(each.address for each in listener.additional_addresses)]
+    return [each.socket_address.address for each in found]
+
+
+def test_an_empty_host_binds_every_address_the_machine_has():
+    settings = replace(config(route()), address=ListenAddress("", 443))
+    assert addresses(settings, ipv6=True) == ["::", "0.0.0.0"]
+    assert addresses(settings, ipv6=False) == ["0.0.0.0"]
+    mapped = replace(settings, address=ListenAddress("::ffff:10.0.0.1", 443))
+    assert addresses(mapped, ipv6=True) == ["::ffff:10.0.0.1", "10.0.0.1"]
+    with pytest.raises(SnapshotError, match="not an IP address"):
+        addresses(replace(settings, address=ListenAddress("host.internal", 443)), ipv6=True)
+
+
+# (route keys, timeout, idle timeout): dataplane, route timeouts; routes, timeouts
+TIMEOUTS = [
+    ({}, 30, None),
+    ({"timeout": "10s"}, 10, None),
+    ({"timeout": "0s"}, 0, None),
+    ({"idle_timeout": "5s"}, 0, 5),
+    ({"idle_timeout": "0s"}, 0, 0),
+    ({"timeout": "0s", "idle_timeout": "0s"}, 0, 0),
+    ({"timeout": "7s", "idle_timeout": "5s"}, 7, 5),
+    ({"allow_websockets": True}, 0, 0),
+    ({"allow_spdy": True}, 30, None),
+    ({"allow_websockets": True, "timeout": "9s", "idle_timeout": "3s"}, 9, 3),
+    ({"timeout": "1h", "idle_timeout": "1h"}, 60, 300),
+]
+
+
+@pytest.mark.parametrize(("keys", "timeout_s", "idle_s"), TIMEOUTS)
+def test_route_timeouts(keys: dict[str, Any], timeout_s: int, idle_s: int | None):
+    for each in policy_routes(config(route(**keys), timeout_write="60s")):
+        assert each.route.timeout.seconds == timeout_s
+        assert each.route.HasField("idle_timeout") == (idle_s is not None)
+        assert each.route.idle_timeout.seconds == (idle_s or 0)
+
+
+def test_websocket_routes_have_a_route_of_their_own_for_upgrades():
+    upgraded, plain = policy_routes(config(route(allow_websockets=True, timeout="20s")))
+    assert upgraded.route.max_stream_duration.max_stream_duration.seconds == 20
+    assert not plain.route.HasField("max_stream_duration")
+    assert [each.name for each in upgraded.match.headers] == ["upgrade", "connection"]
+    assert not plain.match.headers
+    assert upgraded.typed_per_filter_config == plain.typed_per_filter_config
+
+
+def test_websockets_force_http1_upstream_and_others_negotiate():
+    def options(**keys: Any) -> bytes:
+        (name,) = {each.route.cluster for each in policy_routes(config(route(**keys)))}
+        (value,) = clusters(config(route(**keys)))[name].typed_extension_protocol_options.values()
+        return bytes(value.value)
+
+    http1 = options()
+    assert options(to="https://10.0.0.1", allow_websockets=True) == http1
+    assert options(to="https://10.0.0.1") not in {http1, options(to="h2c://10.0.0.1")}
+    assert options(to=["h2c://10.0.0.1", "http://10.0.0.2"]) == http1
+
+
+def test_unnamed_routes_with_equal_upstreams_share_a_cluster_and_named_ones_do_not():
+    settings = config(
+        route(prefix="/a"),
+        route(prefix="/b", timeout="5s"),
+        route(prefix="/c", to="http://127.0.0.1:8002"),
+        route(prefix="/d", name="mine"),
+    )
+    names = [each.route.cluster for each in policy_routes(settings)]
+    assert names[0] == names[1]
+    assert len(set(names)) == 3
+    assert names[3] == f"mine-{settings.routes[3].id}"
+    assert clusters(settings)[names[3]].alt_stat_name == "mine"
+
+
+def test_adding_or_removing_a_sharing_route_leaves_the_shared_cluster_alone():
+    """A cluster that goes takes the open connections of all its routes with it."""
+    both = build_snapshot(config(route(prefix="/a"), route(prefix="/b")), ENVIRONMENT)
+    one = build_snapshot(config(route(prefix="/b")), ENVIRONMENT)
+    assert both.resources[CLUSTER] == one.resources[CLUSTER]
+
+
+def test_our_own_paths_come_first_on_every_host_and_probes_are_not_decided():
+    found = virtual_hosts(config(route(), route(**{"from": "https://*.w.example.com"})))
+    assert list(found)[-1] == "catch-all"
+    for name in ("app.example.com", "catch-all"):
+        first = found[name].routes[:6]
+        assert [each.match.path or each.match.prefix for each in first] == [
+            "/ping",
+            "/healthz",
+            "/.pomerium",
+            "/.pomerium/",
+            "/.well-known/pomerium",
+            "/.well-known/pomerium/",
+        ]
+        disabled = [b"\x08\x01" in bytes(
+            each.typed_per_filter_config["envoy.filters.http.ext_authz"].value
+        ) for each in first]
+        assert disabled == [True, True, False, False, False, False]
+
+
+def test_the_authenticate_host_leads_to_the_service_beside_us():
+    found = virtual_hosts(config(route()))["authenticate.example.com"]
+    where = {each.match.path or each.match.prefix: each.route.cluster for each in found.routes}
+    assert where["/ping"] == "pomerium-control-plane-http"
+    assert {where[path] for path in ("/", "/oauth2/callback", "/.pomerium", "/.pomerium/")} == {
+        "pomerium-authenticate"
+    }
+
+
+def test_a_proxy_before_a_remote_authenticate_leaves_its_host_alone():
+    settings = config(
+        route(**{"from": "https://authenticate.example.com"}),
+        route(),
+        services="proxy",
+        authorize_service_url="http://127.0.0.1:5443",
+    )
+    found = virtual_hosts(settings)
+    (only,) = found["authenticate.example.com"].routes
+    assert only.name == "policy-0"
+    value = bytes(only.typed_per_filter_config["envoy.filters.http.ext_authz"].value)
+    assert value == b"\x08\x01"  # disabled: true
+    assert not only.metadata.filter_metadata
+    assert "pomerium-authenticate" not in clusters(settings)
+
+
+def test_ports_of_hosts():
+    found = virtual_hosts(
+        config(
+            route(),
+            route(**{"from": "https://app.example.com:8443"}),
+            route(**{"from": "https://b.example.com:443"}),
+        )
+    )
+    assert list(found["app.example.com"].domains) == ["app.example.com", "app.example.com:*"]
+    assert list(found["app.example.com:8443"].domains) == ["app.example.com:8443"]
+    assert list(found["b.example.com"].domains) == ["b.example.com", "b.example.com:*"]
+    off = virtual_hosts(config(route(), runtime_flags={"match_any_incoming_port": False}))
+    assert list(off["app.example.com"].domains) == ["app.example.com", "app.example.com:443"]
+
+
+def response_headers(settings: ResolvedSettings) -> dict[str, str]:
+    (only,) = policy_routes(settings)
+    return {each.header.key: each.header.value for each in only.response_headers_to_add}
+
+
+def test_response_headers():
+    default = response_headers(config(route()))
+    assert list(default) == ["strict-transport-security", "x-frame-options", "x-xss-protection"]
+    bare = replace(config(route()), certificates=())
+    bare = replace(bare, fallback_certificate=config(route()).certificates[0])
+    assert "strict-transport-security" not in response_headers(bare)
+    custom = {"X-A": "1", "X-B": "2"}
+    merged = config(route(set_response_headers={"X-B": "3"}), set_response_headers=custom)
+    assert response_headers(merged) == {"x-a": "1", "x-b": "3"}
+    off = config(route(set_response_headers={"X-B": "50%"}), set_response_headers={"disable": "y"})
+    assert response_headers(off) == {"x-b": "50%%"}
+    assert response_headers(config(route(set_response_headers={"disable": "true"}))) == {}
+
+
+def removed(settings: ResolvedSettings) -> list[str]:
+    (only,) = policy_routes(settings)
+    return list(only.request_headers_to_remove)
+
+
+def test_identity_headers_are_removed_unless_they_are_passed():
+    claims = {"jwt_claims_headers": {"X-Email": "email"}}
+    always = ["x-pomerium-reproxy-policy", "x-pomerium-reproxy-policy-hmac"]
+    stripped = ["x-email", "x-pomerium-jwt-assertion", "x-pomerium-jwt-assertion-for", *always]
+    assert removed(config(route(), **claims)) == stripped
+    assert removed(config(route(pass_identity_headers=True), **claims)) == always
+    assert removed(config(route(), pass_identity_headers=True, **claims)) == always
+    mixed = config(route(pass_identity_headers=False), pass_identity_headers=True, **claims)
+    assert removed(mixed) == stripped
+
+
+def test_without_any_certificate_or_authority_nothing_is_built():
+    settings = replace(config(route()), certificates=(), fallback_certificate=None)
+    with pytest.raises(SnapshotError, match="no certificate"):
+        build_snapshot(settings, ENVIRONMENT)
+    secure = config(route(to="https://upstream.internal"))
+    with pytest.raises(SnapshotError, match="certificate_authority_file"):
+        build_snapshot(secure, replace(ENVIRONMENT, system_ca_pem=b""))
+
+
+def test_bad_resolvers_are_named():
+    settings = config(route(to="http://name.internal"))
+    keys = settings.settings.model_copy(update={"dns_resolvers": ("udp://name:53",)})
+    with pytest.raises(SnapshotError, match="udp://name:53"):
+        build_snapshot(replace(settings, settings=keys), ENVIRONMENT)
+
+
+def test_two_routes_of_one_name_and_id_cannot_be_built():
+    settings = config(route(name="same", prefix="/a"), route(name="same", prefix="/b"))
+    one, two = settings.routes
+    # As from a databroker: same id, other upstream.
+    clash = replace(two, id=one.id, upstreams=(replace(two.upstreams[0], port=9),))
+    with pytest.raises(SnapshotError, match=f"same-{one.id} is not unique"):
+        build_snapshot(replace(settings, routes=(one, clash)), ENVIRONMENT)
+    same = replace(two, id=one.id)
+    build_snapshot(replace(settings, routes=(one, same)), ENVIRONMENT)
+
+
+def test_a_thousand_routes_are_built_in_a_moment():
+    routes = [
+        route(**{"from": f"https://h{index}.example.com", "to": f"http://127.0.0.1:{9000 + index}"})
+        for index in range(1000)
+    ]
+    settings = config(*routes)
+    snapshot = build_snapshot(settings, ENVIRONMENT)
+    assert len(snapshot.resources[CLUSTER]) == 1003
