@@ -152,7 +152,7 @@ def parts(servicer: ExtAuthz, decider: Decider, source: IdentitySource, requests
     """Each step alone, on one warm request."""
     raw = requests[0]
     message = CheckRequest.FromString(raw)
-    facts = read_check_request(message)
+    facts = read_check_request(message, 0.0)
     now_s = time.time_ns() / 1e9
     prepared = decider.prepare(facts, now_s)
     assert prepared.handle is not None
@@ -167,7 +167,7 @@ def parts(servicer: ExtAuthz, decider: Decider, source: IdentitySource, requests
     log = AuthorizeLog(decider.plans.log_fields)
 
     timed("parse CheckRequest (protobuf)", lambda: CheckRequest.FromString(raw))
-    timed("read facts", lambda: read_check_request(message))
+    timed("read facts", lambda: read_check_request(message, 0.0))
     timed("prepare (route, credential, handle)", lambda: decider.prepare(facts, now_s))
     timed("identity from the copy", lambda: source.held(handle, now_s, 0.0))
     timed("policy, 10 criteria", lambda: decide(plan.policy.evaluate(facts, identity)))

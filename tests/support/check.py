@@ -201,7 +201,7 @@ class Desk:
         self.identities = IdentityCache()
 
     def answer(self, request: Any) -> Answer:
-        facts = read_check_request(request)
+        facts = read_check_request(request, self.now_s)
         prepared = self.decider.prepare(facts, self.now_s)
         identity = ANONYMOUS
         if prepared.handle is not None:

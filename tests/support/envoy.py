@@ -24,11 +24,16 @@ from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.core.v3 import base_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2
+from envoy.extensions.filters.http.credential_injector.v3 import credential_injector_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2,
 )
+from envoy.extensions.http.injected_credentials.generic.v3 import generic_pb2
+from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
+from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 from envoy.type.v3 import http_status_pb2
+from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc import code_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -41,6 +46,7 @@ from gatehouse.proxy.core.xds.resource import (
     CLUSTER,
     LISTENER,
     ROUTE_CONFIGURATION,
+    SECRET,
     packed,
     serialize,
 )
@@ -53,12 +59,12 @@ from gatehouse.proxy.edge.envoy_process import EnvoyCommand, EnvoyProcess
 from gatehouse.proxy.edge.secret_files import SecretFiles
 from tests.support.stack import free_ports
 
-SECRET = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+SHARED_SECRET = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
 START_TIMEOUT_S = 20.0
 
 BASE: Mapping[str, Any] = {
-    "shared_secret": SECRET,
-    "cookie_secret": SECRET,
+    "shared_secret": SHARED_SECRET,
+    "cookie_secret": SHARED_SECRET,
     "authenticate_service_url": "https://authenticate.example.com",
     "idp_provider": "oidc",
     "idp_provider_url": "https://idp.example.com",
@@ -105,6 +111,7 @@ def messages(snapshot: Snapshot) -> dict[str, list[Any]]:
         CLUSTER: cluster_pb2.Cluster,
         LISTENER: listener_pb2.Listener,
         ROUTE_CONFIGURATION: route_pb2.RouteConfiguration,
+        SECRET: secret_pb2.Secret,
     }
     found: dict[str, list[Any]] = {}
     for type_url, resources in snapshot.resources.items():
@@ -117,9 +124,10 @@ def messages(snapshot: Snapshot) -> dict[str, list[Any]]:
 
 
 def static_bootstrap(snapshot: Snapshot) -> bootstrap_pb2.Bootstrap:
-    """The snapshot as a bootstrap without ADS: what `--mode validate` can check as a whole."""
+    """The snapshot in the real bootstrap, all of it static: what `--mode validate` can check."""
     found = messages(snapshot)
-    result = bootstrap_pb2.Bootstrap(node=base_pb2.Node(id="golden", cluster="golden"))
+    result = bootstrap(service_name="golden", xds_socket="xds.sock", admin_socket="admin.sock")
+    result.ClearField("dynamic_resources")
     routes = found[ROUTE_CONFIGURATION][0]
     for listener in found[LISTENER]:
         for chain in listener.filter_chains:
@@ -132,8 +140,27 @@ def static_bootstrap(snapshot: Snapshot) -> bootstrap_pb2.Bootstrap:
                     manager.route_config.CopyFrom(routes)
                 network_filter.typed_config.CopyFrom(packed(manager))
         result.static_resources.listeners.append(listener)
-    result.static_resources.clusters.extend(found[CLUSTER])
+    for cluster in found[CLUSTER]:
+        for options in cluster.typed_extension_protocol_options.values():
+            _use_static_secret(options)
+        result.static_resources.clusters.append(cluster)
+    result.static_resources.secrets.extend(found[SECRET])
     return result
+
+
+def _use_static_secret(packed_options: AnyMessage) -> None:
+    """Validation has no ADS to ask for secrets."""
+    options = http_protocol_options_pb2.HttpProtocolOptions()
+    assert packed_options.Unpack(options)
+    for http_filter in options.http_filters:
+        injector = credential_injector_pb2.CredentialInjector()
+        if http_filter.typed_config.Unpack(injector):
+            token = generic_pb2.Generic()
+            assert injector.credential.typed_config.Unpack(token)
+            token.credential.ClearField("sds_config")
+            injector.credential.typed_config.CopyFrom(packed(token))
+            http_filter.typed_config.CopyFrom(packed(injector))
+    packed_options.CopyFrom(packed(options))
 
 
 def validate(message: bootstrap_pb2.Bootstrap, directory: Path) -> str:

@@ -23,6 +23,7 @@ from gatehouse.common.ids import DIRECTORY_GROUP, DIRECTORY_USER
 from gatehouse.common.policy.ast import Policy
 from gatehouse.common.policy.parser import parse_policy
 from gatehouse.pb.databroker_pb2 import Record
+from gatehouse.pb.device_pb2 import Credential, Enrollment
 from gatehouse.pb.session_pb2 import Session
 from gatehouse.pb.user_pb2 import ServiceAccount, User
 
@@ -41,6 +42,7 @@ def session_record(
     access_token: str = "",
     id_token: str = "",
     idp_id: str = "",
+    devices: dict[str, str] | None = None,
 ) -> Record:
     session = Session(id=session_id, user_id=user_id, idp_id=idp_id)
     _fill_claims(session, claims)
@@ -51,6 +53,8 @@ def session_record(
     session.oauth_token.refresh_token = refresh_token
     session.oauth_token.access_token = access_token
     session.id_token.raw = id_token
+    for type_id, credential_id in (devices or {}).items():
+        session.device_credentials.add(type_id=type_id, id=credential_id)
     if impersonate:
         session.impersonate_session_id = impersonate
     return record_of(session, session_id)
@@ -79,6 +83,20 @@ def directory_user_record(user_id: str, **fields: Any) -> Record:
 
 def directory_group_record(group_id: str, name: str) -> Record:
     return _struct_record(DIRECTORY_GROUP, group_id, {"id": group_id, "name": name})
+
+
+def device_records(
+    credential_id: str, approved_by: str = "", type_id: str = "any"
+) -> tuple[Record, Record]:
+    """A credential and its enrolment."""
+    enrollment_id = f"enrollment-of-{credential_id}"
+    return (
+        record_of(
+            Credential(id=credential_id, type_id=type_id, enrollment_id=enrollment_id),
+            credential_id,
+        ),
+        record_of(Enrollment(id=enrollment_id, approved_by=approved_by), enrollment_id),
+    )
 
 
 class World:
@@ -140,6 +158,10 @@ def example_world() -> World:
         session_record("s4", "u4"),
         user_record("u4", "Eve@Example.com"),
         directory_user_record("u4", email="eve@corp.example"),
+        session_record("d1", "u1", devices={"any": "dc1"}),
+        session_record("d2", "u1", devices={"any": "dc2"}),
+        *device_records("dc1"),
+        *device_records("dc2", approved_by="boss"),
     )
 
 
@@ -165,6 +187,7 @@ def request_facts(**changes: Any) -> RequestFacts:
         "headers": {},
         "cookie_lines": (),
         "request_id": "req-1",
+        "now_s": NOW_S,
     }
     return RequestFacts(**(values | changes))
 

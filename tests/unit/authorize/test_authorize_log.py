@@ -21,7 +21,7 @@ EVALUATION = Evaluation(
 
 
 def line(who: str = "s1", **request) -> Line:
-    facts = read_check_request(check_request(**request))
+    facts = read_check_request(check_request(**request), NOW_S)
     return Line(facts, example_identity(who), None, EVALUATION, (5, 6), NOW_S)
 
 

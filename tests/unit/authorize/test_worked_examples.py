@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from gatehouse.authorize.core.evaluator import Allow, Deny, SignIn
+from gatehouse.authorize.core.evaluator import Allow, Deny, EnrolDevice, SignIn
 from gatehouse.common.policy.ast import Policy
 from gatehouse.common.policy.legacy import route_policy, with_client_certificate_rule
 from gatehouse.common.policy.parser import PolicyError
@@ -19,9 +19,8 @@ from tests.support.policy import evaluate, example_identity, policy_of, request_
 
 ALLOWED, LOGIN = "allowed", "login"
 
-# Rows that need what this build does not have yet: device, MCP and SSH criteria.
+# Rows that need what this build does not have yet: MCP and SSH criteria.
 NOT_YET = {
-    **dict.fromkeys(range(55, 62), "device"),
     **dict.fromkeys(range(62, 65), "mcp_tool"),
     **dict.fromkeys((65, 66), "ssh_username_matches_email"),
     67: "ssh_username_matches_claim",
@@ -40,6 +39,8 @@ NOT_EVIL = "allow: {and: [{domain: {not: evil.com}}]}"
 NOT_G9 = "allow: {or: [{groups: {exclude: g9}}]}"
 NOT_AUTHENTICATED = "allow: {not: [{authenticated_user: true}]}"
 CORS = "allow: {or: [{cors_preflight: true}, {authenticated_user: true}]}"
+
+APPROVED = "allow: {or: [{device: {approved: true}}]}"
 
 # row, policy, who, request, allow, its reasons, deny, its reasons, outcome
 ROWS = [
@@ -227,6 +228,25 @@ ROWS = [
         *("nobody", NO_CERTIFICATE, True, "accept", False, "http-path-unauthorized", ALLOWED),
     ),
     (
+        *(55, APPROVED, "nobody", {}),
+        *(False, "user-unauthenticated", False, "", LOGIN),
+    ),
+    (*(56, APPROVED, "s1", {}), *(False, "device-unauthenticated", False, "", "device any")),
+    (*(57, APPROVED, "d1", {}), *(False, "device-unauthorized", False, "", 450)),
+    (*(58, APPROVED, "d2", {}), *(True, "device-ok", False, "", ALLOWED)),
+    (
+        *(59, "allow: {or: [{device: {approved: false}}]}", "nobody", {}),
+        *(True, "device-ok", False, "", ALLOWED),
+    ),
+    (
+        *(60, "allow: {or: [{device: {is: dc2}}]}", "d1", {}),
+        *(False, "device-unauthorized", False, "", 450),
+    ),
+    (
+        *(61, "allow: {and: [{device: {type: any}}, {device: {type: enclave_only}}]}", "s1", {}),
+        *(False, "device-unauthenticated", False, "", "device enclave_only"),
+    ),
+    (
         69,
         route_policy(allowed_users=["u1"]),
         *("s1", {}, True, "user-ok", False, "", ALLOWED),
@@ -261,10 +281,6 @@ ROWS = [
 ]
 
 LATER_POLICIES = [
-    "allow: {or: [{device: {approved: true}}]}",
-    "allow: {or: [{device: {approved: false}}]}",
-    "allow: {or: [{device: {is: dc2}}]}",
-    "allow: {and: [{device: {type: any}}, {device: {type: enclave_only}}]}",
     "{allow: {or: [{accept: true}]}, deny: {or: [{mcp_tool: drop}]}}",
     "{allow: {or: [{accept: true}]}, deny: {or: [{mcp_tool: {not_in: [q]}}]}}",
     "allow: {or: [{mcp_tool: q}]}",
@@ -298,6 +314,9 @@ def test_worked_example(row: tuple[Any, ...]) -> None:
         assert isinstance(outcome, Allow)
     elif expected == LOGIN:
         assert isinstance(outcome, SignIn)
+    elif isinstance(expected, str):
+        assert isinstance(outcome, EnrolDevice)
+        assert f"device {outcome.device_type}" == expected
     else:
         assert isinstance(outcome, Deny)
         assert outcome.status == expected
@@ -307,6 +326,11 @@ def test_worked_example(row: tuple[Any, ...]) -> None:
 def test_what_is_not_built_yet_is_refused_at_load(policy: str) -> None:
     with pytest.raises(PolicyError, match="not available yet"):
         policy_of(policy)
+
+
+def test_device_criteria_say_which_device_even_without_a_session() -> None:
+    evaluation, _ = evaluate(APPROVED, example_identity("nobody"), request_facts())
+    assert evaluation.allow.device_type == "any"
 
 
 def test_an_empty_policy_lets_nobody_in() -> None:

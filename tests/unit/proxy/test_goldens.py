@@ -12,9 +12,16 @@ import pytest
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2
+from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from google.protobuf import json_format
 
-from gatehouse.proxy.core.xds.resource import CLUSTER, LISTENER, ROUTE_CONFIGURATION, resource_of
+from gatehouse.proxy.core.xds.resource import (
+    CLUSTER,
+    LISTENER,
+    ROUTE_CONFIGURATION,
+    SECRET,
+    resource_of,
+)
 from gatehouse.proxy.core.xds.snapshot import Snapshot
 from gatehouse.proxy.edge.secret_files import SecretFiles
 from tests.support.envoy import static_bootstrap, validate
@@ -31,6 +38,7 @@ KINDS = {
     CLUSTER: cluster_pb2.Cluster,
     LISTENER: listener_pb2.Listener,
     ROUTE_CONFIGURATION: route_pb2.RouteConfiguration,
+    SECRET: secret_pb2.Secret,
 }
 
 

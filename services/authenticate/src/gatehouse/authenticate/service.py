@@ -17,10 +17,8 @@ from gatehouse.common.config.hub import Commit
 from gatehouse.common.config.issues import ConfigError, Issue, Severity
 from gatehouse.common.config.resolved import CertificatePair, ResolvedSettings, ServiceName
 from gatehouse.common.databroker.client import DatabrokerClient
-from gatehouse.common.extauthz_context import DATABROKER_SERVICE
+from gatehouse.common.databroker.connection import DatabrokerConnection
 from gatehouse.common.observability.logging import get_logger
-from gatehouse.common.rpc.channel import BalancedChannel
-from gatehouse.common.rpc.credentials import ServiceCredentials
 from gatehouse.common.runtime.asgi_limits import App
 from gatehouse.common.runtime.context import ProcessContext
 from gatehouse.common.runtime.http_server import serve_http
@@ -39,6 +37,7 @@ class AuthenticateService:
         self._log = get_logger(self.name)
         self._certificates = _server_certificates(context.config.current)
         self._relisten = asyncio.Event()
+        self._databroker = DatabrokerConnection(context, self.name)
         http = http_client(context.config.current.ca_bundle_pem)
         self._clients = [http]
         self._providers = ProviderPool(http, context.clock, context.rng)
@@ -55,10 +54,11 @@ class AuthenticateService:
         """Serve until `stop`, then finish open requests."""
         context = self._context
         hub = context.config
-        channel = self._databroker_channel()
         endpoints = AuthenticateEndpoints(
             settings_of=lambda: hub.current,
-            sessions=SessionWriter(DatabrokerClient(channel, clock=context.clock), context.clock),
+            sessions=SessionWriter(
+                DatabrokerClient(self._databroker, clock=context.clock), context.clock
+            ),
             providers=self._providers,
             clock=context.clock,
             rng=context.rng,
@@ -73,7 +73,7 @@ class AuthenticateService:
         channel_stop = asyncio.Event()
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(channel.run(channel_stop), name="databroker channel")
+                tasks.create_task(self._databroker.run(channel_stop), name="databroker channel")
                 await self._serve(app, stop, on_listening)
                 channel_stop.set()
         finally:
@@ -143,8 +143,10 @@ class AuthenticateService:
         client: httpx.AsyncClient | None = None
         if new.ca_bundle_pem != current.ca_bundle_pem:
             client = http_client(new.ca_bundle_pem)
+        move = await self._databroker.prepare(new)
 
         def commit() -> None:
+            move()
             if client is not None:
                 # The old client is closed at the end: requests may still be using it.
                 self._clients.append(client)
@@ -154,26 +156,6 @@ class AuthenticateService:
                 self._relisten.set()
 
         return commit
-
-    def _databroker_channel(self) -> BalancedChannel:
-        context = self._context
-        settings = context.config.current
-        urls: tuple[str, ...] = settings.databroker_urls
-        if settings.runs(ServiceName.DATABROKER):
-            urls = (f"unix://{context.grpc_socket}",)
-        return BalancedChannel(
-            urls,
-            audience="databroker",
-            health_service=DATABROKER_SERVICE,
-            credentials=ServiceCredentials(
-                self.name, lambda: context.config.current.shared_secrets, context.clock
-            ),
-            ca_pem=settings.ca_bundle_pem,
-            override_name=settings.settings.override_certificate_name,
-            lookup_family=str(settings.settings.dns_lookup_family),
-            clock=context.clock,
-            rng=context.rng,
-        )
 
 
 def build(context: ProcessContext) -> AuthenticateService:

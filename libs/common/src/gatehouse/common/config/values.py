@@ -374,7 +374,7 @@ class EnumOf:
     """Marks an enum field: any letters' case, the full proto name, or any suffix of it."""
 
     def __init__(self, proto_prefix: str = "") -> None:
-        self._prefix = proto_prefix
+        self.prefix = proto_prefix
 
     def __get_pydantic_core_schema__(
         self, source: type[enum.StrEnum], handler: GetCoreSchemaHandler
@@ -389,7 +389,7 @@ class EnumOf:
             if not text:
                 return members[0]
             for member in members:
-                full = f"{self._prefix}_{member.value}".upper() if self._prefix else ""
+                full = f"{self.prefix}_{member.value}".upper() if self.prefix else ""
                 short = member.value.upper()
                 if text in {short, full} or (full and full.endswith("_" + text)):
                     return member

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
 from urllib.parse import unquote, unquote_to_bytes
 
 from gatehouse.common.extauthz_context import (
@@ -18,6 +18,11 @@ from gatehouse.common.extauthz_context import (
     ROUTE_CHECKSUM,
     ROUTE_ID,
 )
+from gatehouse.common.ids import TypeUrl
+from gatehouse.common.policy.ast import FrozenObject
+
+# Records of external data sources that the route's policy asks for: type and id; None: no such one.
+RecordKey: TypeAlias = tuple[TypeUrl, str]
 
 _BROKEN_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _DEFAULT_PORTS: Final = {"https": ":443", "http": ":80"}
@@ -49,6 +54,8 @@ class RequestFacts:
     certificate_chain: str = ""  # PEM, leaf first, not validated
     certificate_valid: bool = True  # also when no client CA applies to the route
     client_assertion: str = ""  # what the client itself sent as x-pomerium-jwt-assertion
+    now_s: float = 0.0  # Unix time at which the request came
+    records: Mapping[RecordKey, FrozenObject | None] = field(default_factory=dict)
     problem: str = ""  # not empty: no policy should see this request; answer 400
 
     @property
@@ -58,7 +65,7 @@ class RequestFacts:
         return f"https://{self.host}{self.raw_path}{query}"
 
 
-def read_check_request(request: Any) -> RequestFacts:
+def read_check_request(request: Any, now_s: float) -> RequestFacts:
     """The facts of a CheckRequest.
 
     A path that does not decode and a known method in other letters are a `problem`: policy and
@@ -91,6 +98,7 @@ def read_check_request(request: Any) -> RequestFacts:
         headers=headers,
         cookie_lines=cookie_lines,
         request_id=headers.get("x-request-id", ""),
+        now_s=now_s,
     )
     if attributes.HasField("metadata_context"):
         _read_metadata(facts, attributes.metadata_context.filter_metadata)

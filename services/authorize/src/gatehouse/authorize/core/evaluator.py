@@ -6,20 +6,31 @@ reasons of all of them decide what the client is told.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from gatehouse.authorize.core.check_request import RequestFacts
 from gatehouse.authorize.core.criteria import compile_criterion
-from gatehouse.authorize.core.criteria.facts import NOTHING, Fact, Result, Test
+from gatehouse.authorize.core.criteria.facts import (
+    NOTHING,
+    UNAUTHENTICATED,
+    Compiled,
+    Fact,
+    RecordNeed,
+    Result,
+)
 from gatehouse.authorize.core.identity import Identity
-from gatehouse.common.policy.ast import Action, Operator, Policy
+from gatehouse.common.policy.ast import Action, Criterion, Operator, Policy
+from gatehouse.common.policy.matchers import ANY_DEVICE
 
 _CERTIFICATE_REASONS: Final = frozenset(
     {"client-certificate-required", "invalid-client-certificate"}
 )
-_UNAUTHENTICATED: Final = "user-unauthenticated"
+_UNAUTHENTICATED: Final = UNAUTHENTICATED[1]
+_DEVICE_UNAUTHENTICATED: Final = "device-unauthenticated"
+_DEVICE_UNAUTHORIZED: Final = "device-unauthorized"
 _ROUTE_NOT_FOUND: Final = "route-not-found"
 _NO_REASONS: Final[frozenset[str]] = frozenset()
 
@@ -30,6 +41,7 @@ class Verdict:
 
     value: bool
     reasons: frozenset[str]
+    device_type: str = ""  # of the device criteria among what decided
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +50,7 @@ class Evaluation:
 
     allow: Verdict
     deny: Verdict
+    valid_until_s: float = math.inf  # Unix seconds: from then on, time alone may change it
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +75,15 @@ class SignIn:
     reasons: frozenset[str]
 
 
-Outcome: TypeAlias = Allow | Deny | SignIn
+@dataclass(frozen=True, slots=True)
+class EnrolDevice:
+    """Nobody can say before the user has shown a device of this type."""
+
+    reasons: frozenset[str]
+    device_type: str
+
+
+Outcome: TypeAlias = Allow | Deny | SignIn | EnrolDevice
 
 NO_VERDICT: Final = Verdict(value=False, reasons=_NO_REASONS)
 ROUTE_NOT_FOUND: Final = Evaluation(
@@ -93,38 +114,85 @@ _INTERNAL_WITH_SESSION: Final = frozenset(
     )
 )
 
-_Combine: TypeAlias = Callable[[Sequence[Result]], Verdict]
+Combine: TypeAlias = Callable[[Sequence[Result]], Verdict]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One operator of one rule, compiled: an alternative of its action."""
+
+    rule: int  # its number in the policy, from 0
+    action: Action
+    operator: Operator
+    criteria: tuple[tuple[Criterion, Compiled], ...]
+
+    def results(self, facts: RequestFacts, identity: Identity) -> list[Result]:
+        """Ask every criterion."""
+        return [compiled.test(facts, identity) for _, compiled in self.criteria]
+
+    def verdict(self, results: Sequence[Result]) -> Verdict:
+        """What the operator makes of its criteria's results."""
+        return self._with_device(_COMBINE[self.operator](results), results)
+
+    def _with_device(self, verdict: Verdict, results: Sequence[Result]) -> Verdict:
+        types = [
+            compiled.device_type
+            for (_, compiled), result in zip(self.criteria, results, strict=True)
+            if compiled.device_type and result[1] in verdict.reasons
+        ]
+        if not types:
+            return verdict
+        return Verdict(verdict.value, verdict.reasons, max(types))
 
 
 class CompiledPolicy:
-    """A policy as closures. `reads` is everything its outcome can depend on."""
+    """A policy as closures. `reads` is everything its outcome can depend on.
 
-    __slots__ = ("_allow", "_deny", "reads")
+    `records` are the records of external data sources that must be looked up beforehand.
+    """
+
+    __slots__ = ("_allow", "_clocks", "_deny", "groups", "reads", "records")
 
     def __init__(self, policy: Policy) -> None:
+        self.groups = tuple(_groups(policy))
+        compiled = [c for group in self.groups for _, c in group.criteria]
         self.reads: Fact = NOTHING
-        self._allow = self._compile(policy, "allow")
-        self._deny = self._compile(policy, "deny")
+        for criterion in compiled:
+            self.reads |= criterion.reads
+        self.records: frozenset[RecordNeed] = frozenset(c.record for c in compiled if c.record)
+        self._clocks = tuple(c.until_s for c in compiled if c.until_s is not None)
+        self._allow = tuple(_Step(group) for group in self.groups if group.action == "allow")
+        self._deny = tuple(_Step(group) for group in self.groups if group.action == "deny")
 
     def evaluate(self, facts: RequestFacts, identity: Identity) -> Evaluation:
         """Ask every criterion. What one of them raises is not caught here: it must deny."""
-        return Evaluation(
-            _alternatives(self._allow, facts, identity), _alternatives(self._deny, facts, identity)
-        )
+        allow = merged([step.verdict(facts, identity) for step in self._allow])
+        deny = merged([step.verdict(facts, identity) for step in self._deny])
+        if not self._clocks:
+            return Evaluation(allow, deny)
+        now_s = facts.now_s
+        return Evaluation(allow, deny, min([until_s(now_s) for until_s in self._clocks]))
 
-    def _compile(
-        self, policy: Policy, action: Action
-    ) -> tuple[tuple[_Combine, tuple[Test, ...]], ...]:
-        groups: list[tuple[_Combine, tuple[Test, ...]]] = []
-        for rule in policy.rules:
-            if rule.action != action:
-                continue
-            for operator, criteria in rule.operators():
-                compiled = [compile_criterion(criterion) for criterion in criteria]
-                for criterion in compiled:
-                    self.reads |= criterion.reads
-                groups.append((_COMBINE[operator], tuple(c.test for c in compiled)))
-        return tuple(groups)
+
+class _Step:
+    """A group without what only people want to know."""
+
+    __slots__ = ("_combine", "_tests")
+
+    def __init__(self, group: Group) -> None:
+        self._tests = tuple(compiled.test for _, compiled in group.criteria)
+        has_devices = any(compiled.device_type for _, compiled in group.criteria)
+        self._combine = group.verdict if has_devices else _COMBINE[group.operator]
+
+    def verdict(self, facts: RequestFacts, identity: Identity) -> Verdict:
+        return self._combine([test(facts, identity) for test in self._tests])
+
+
+def _groups(policy: Policy) -> Iterator[Group]:
+    for number, rule in enumerate(policy.rules):
+        for operator, criteria in rule.operators():
+            compiled = tuple((criterion, compile_criterion(criterion)) for criterion in criteria)
+            yield Group(number, rule.action, operator, compiled)
 
 
 def evaluate_internal(path: str, identity: Identity) -> Evaluation:
@@ -141,6 +209,10 @@ def decide(evaluation: Evaluation) -> Outcome:
         return _denied(deny.reasons)
     if _UNAUTHENTICATED in allow.reasons or _UNAUTHENTICATED in deny.reasons:
         return SignIn(allow.reasons | deny.reasons)
+    if _DEVICE_UNAUTHENTICATED in allow.reasons or _DEVICE_UNAUTHENTICATED in deny.reasons:
+        return EnrolDevice(
+            allow.reasons | deny.reasons, allow.device_type or deny.device_type or ANY_DEVICE
+        )
     if deny.value:
         return _denied(deny.reasons)
     if allow.value:
@@ -149,6 +221,8 @@ def decide(evaluation: Evaluation) -> Outcome:
 
 
 def _denied(reasons: frozenset[str]) -> Deny:
+    if _DEVICE_UNAUTHORIZED in reasons:
+        return Deny(reasons, 450)
     if _ROUTE_NOT_FOUND in reasons:
         return Deny(reasons, 404)
     if not _CERTIFICATE_REASONS.isdisjoint(reasons):
@@ -156,19 +230,19 @@ def _denied(reasons: frozenset[str]) -> Deny:
     return Deny(reasons, 403)
 
 
-def _alternatives(
-    groups: tuple[tuple[_Combine, tuple[Test, ...]], ...],
-    facts: RequestFacts,
-    identity: Identity,
-) -> Verdict:
-    if not groups:
+def merged(verdicts: Sequence[Verdict]) -> Verdict:
+    """Alternatives: true if any is; the reasons of those that decide."""
+    if not verdicts:
         return NO_VERDICT
-    verdicts = [combine([test(facts, identity) for test in tests]) for combine, tests in groups]
     if len(verdicts) == 1:
         return verdicts[0]
-    value = any(verdict.value for verdict in verdicts)
-    reasons = frozenset[str]().union(*(v.reasons for v in verdicts if v.value is value))
-    return Verdict(value, reasons)
+    value = any([verdict.value for verdict in verdicts])
+    deciding = [verdict for verdict in verdicts if verdict.value is value]
+    return Verdict(
+        value,
+        _NO_REASONS.union(*[verdict.reasons for verdict in deciding]),
+        max([verdict.device_type for verdict in deciding]),
+    )
 
 
 # Every criterion gives a reason, so a set of reasons is empty exactly when no result is in it.
@@ -214,4 +288,4 @@ def _reasons(results: Iterable[Result], *, of: bool) -> frozenset[str]:
     return frozenset([reason for value, reason in results if value is of])
 
 
-_COMBINE: Final[dict[Operator, _Combine]] = {"and": _and, "or": _or, "not": _not, "nor": _nor}
+_COMBINE: Final[dict[Operator, Combine]] = {"and": _and, "or": _or, "not": _not, "nor": _nor}

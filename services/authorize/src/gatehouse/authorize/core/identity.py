@@ -9,11 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final, TypeAlias, TypeVar
 
 from gatehouse.authorize.core.claims import NO_CLAIMS, Claims
 from gatehouse.authorize.core.lru import LruCache
 from gatehouse.authorize.core.records import (
+    DEVICE_CREDENTIAL,
+    DEVICE_ENROLLMENT,
+    DeviceCredentialFacts,
+    DeviceEnrollmentFacts,
     DirectoryGroupFacts,
     DirectoryUserFacts,
     ServiceAccountFacts,
@@ -41,6 +46,24 @@ _FIRST_REAL_SECOND: Final = 31_536_000  # earlier expiry times are unset ones
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class SubjectDevice:
+    """The records behind one device credential of a session."""
+
+    type_id: str
+    credential: DeviceCredentialFacts
+    enrollment: DeviceEnrollmentFacts | None
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device as policy sees it."""
+
+    credential_id: str
+    is_enrolled: bool
+    approved_by: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Subject:
     """The records behind an identity, as looked up. Compared by object."""
 
@@ -50,6 +73,7 @@ class Subject:
     user: UserFacts | None = None
     directory_user: DirectoryUserFacts | None = None
     groups: tuple[DirectoryGroupFacts | None, ...] = ()
+    devices: tuple[SubjectDevice, ...] = ()
     own_user: UserFacts | None = None  # with impersonation: the user who does it
 
     def is_same(self, other: Subject) -> bool:
@@ -63,6 +87,11 @@ class Subject:
             and self.own_user is other.own_user
             and len(self.groups) == len(other.groups)
             and all(a is b for a, b in zip(self.groups, other.groups, strict=True))
+            and len(self.devices) == len(other.devices)
+            and all(
+                a.credential is b.credential and a.enrollment is b.enrollment
+                for a, b in zip(self.devices, other.devices, strict=True)
+            )
         )
 
 
@@ -75,6 +104,9 @@ class Impersonation:
     email: str
 
 
+_NO_DEVICES: Final[Mapping[str, Device]] = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Identity:
     """What policy and headers see. Hashed and compared by object."""
@@ -85,6 +117,7 @@ class Identity:
     email: str  # for policy: the directory's if not empty, else the user's
     claims: Mapping[str, tuple[Data, ...]]  # for policy: user over session
     group_ids: tuple[str, ...] | None  # None: the directory does not know the user
+    devices: Mapping[str, Device] = _NO_DEVICES  # by device type
 
     is_service_account: bool = False
     log_user_id: str = ""  # of the loaded record, never the impersonated one
@@ -161,14 +194,35 @@ def subject_lookups(handle_id: str) -> Lookups:
             own_user = readable((yield USER, session.user_id), UserFacts)
     else:
         user_id = session.user_id
+    devices: tuple[SubjectDevice, ...] = ()
+    for type_id, credential_id in _seen(session, impersonated).devices if session else ():
+        credential = (
+            readable((yield DEVICE_CREDENTIAL, credential_id), DeviceCredentialFacts)
+            if credential_id
+            else None
+        )
+        if credential is not None:
+            enrollment = (
+                readable((yield DEVICE_ENROLLMENT, credential.enrollment_id), DeviceEnrollmentFacts)
+                if credential.enrollment_id
+                else None
+            )
+            devices = (*devices, SubjectDevice(type_id, credential, enrollment))
     if not user_id:
-        return Subject(session, account, impersonated, own_user=own_user)
+        return Subject(session, account, impersonated, devices=devices, own_user=own_user)
     user = readable((yield USER, user_id), UserFacts)
     directory_user = readable((yield DIRECTORY_USER, user_id), DirectoryUserFacts)
     groups: tuple[DirectoryGroupFacts | None, ...] = ()
     for group_id in directory_user.group_ids if directory_user is not None else ():
         groups = (*groups, readable((yield DIRECTORY_GROUP, group_id), DirectoryGroupFacts))
-    return Subject(session, account, impersonated, user, directory_user, groups, own_user=own_user)
+    return Subject(
+        session, account, impersonated, user, directory_user, groups, devices, own_user
+    )
+
+
+def _seen(session: SessionFacts, impersonated: SessionFacts | None) -> SessionFacts:
+    """The session that policy sees."""
+    return impersonated if impersonated is not None else session
 
 
 def usable(session: SessionFacts, now_s: float) -> bool:
@@ -272,6 +326,7 @@ def _identity(
         email=directory_email or user_email,
         claims={**dict(session_claims.items()), **dict(user_claims.items())},
         group_ids=directory.group_ids if directory is not None else None,
+        devices=_devices(subject) if subject.devices else _NO_DEVICES,
         is_service_account=is_service_account,
         log_user_id=user_id if log_user_id is None else log_user_id,
         log_email=user_email if log_email is None else log_email,
@@ -283,6 +338,17 @@ def _identity(
         good_until_s=good_until_s,
         subject=subject,
     )
+
+
+def _devices(subject: Subject) -> dict[str, Device]:
+    return {
+        device.type_id: Device(
+            device.credential.id,
+            device.enrollment is not None,
+            device.enrollment.approved_by if device.enrollment is not None else "",
+        )
+        for device in subject.devices
+    }
 
 
 def _header_groups(subject: Subject, session_claims: Claims) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -9,7 +10,7 @@ from typing import Final
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from gatehouse.authorize.core.claims import Claims, ClaimsReader
+from gatehouse.authorize.core.claims import Claims, ClaimsReader, value_of
 from gatehouse.common.databroker.records import seconds_of, unpack
 from gatehouse.common.ids import (
     DIRECTORY_GROUP,
@@ -19,9 +20,16 @@ from gatehouse.common.ids import (
     USER,
     TypeUrl,
 )
+from gatehouse.common.policy.ast import FrozenObject
 from gatehouse.pb.databroker_pb2 import Record
+from gatehouse.pb.device_pb2 import Credential, Enrollment
 from gatehouse.pb.session_pb2 import Session
 from gatehouse.pb.user_pb2 import ServiceAccount, User
+
+DEVICE_CREDENTIAL: Final = TypeUrl("type.googleapis.com/pomerium.device.Credential")
+DEVICE_ENROLLMENT: Final = TypeUrl("type.googleapis.com/pomerium.device.Enrollment")
+
+_MAX_DEVICES: Final = 16  # of one session, looked at
 
 
 class Unreadable:
@@ -45,6 +53,7 @@ class SessionFacts:
     refreshable: bool
     impersonate_session_id: str
     claims: Claims
+    devices: tuple[tuple[str, str], ...] = ()  # type and credential id; the first of each type
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +92,22 @@ class DirectoryGroupFacts:
     name: str
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceCredentialFacts:
+    """What a device proves itself with."""
+
+    id: str
+    enrollment_id: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceEnrollmentFacts:
+    """That a device was enrolled, and who approved it; "": nobody yet."""
+
+    id: str
+    approved_by: str
+
+
 class RecordReader:
     """Decoders for the replica. None of them raises: what cannot be read becomes UNREADABLE."""
 
@@ -94,6 +119,8 @@ class RecordReader:
             SERVICE_ACCOUNT: _guarded(_service_account),
             DIRECTORY_USER: _guarded(_directory_user),
             DIRECTORY_GROUP: _guarded(_directory_group),
+            DEVICE_CREDENTIAL: _guarded(_device_credential),
+            DEVICE_ENROLLMENT: _guarded(_device_enrollment),
         }
 
     def decode(self, record: Record) -> object:
@@ -112,6 +139,7 @@ class RecordReader:
             refreshable=bool(token.refresh_token) and not session.refresh_disabled,
             impersonate_session_id=session.impersonate_session_id,
             claims=self._claims.read(session.claims),
+            devices=_devices(session),
         )
 
     def _user(self, record: Record) -> UserFacts:
@@ -131,6 +159,37 @@ def _service_account(record: Record) -> ServiceAccountFacts:
         user_id=account.user_id,
         expires_at_s=_seconds(account, "expires_at"),
     )
+
+
+def external_record(record: Record) -> object:
+    """The fields of a record of an external data source; UNREADABLE when it has none."""
+    return _guarded(_external)(record)
+
+
+def _external(record: Record) -> FrozenObject:
+    fields = unpack(record, Struct).fields
+    return FrozenObject({name: value_of(fields[name]) for name in fields})
+
+
+def _devices(session: Session) -> tuple[tuple[str, str], ...]:
+    if not session.device_credentials:
+        return ()
+    found: dict[str, str] = {}
+    for credential in session.device_credentials:
+        if len(found) == _MAX_DEVICES:
+            break
+        found.setdefault(sys.intern(credential.type_id), credential.id)
+    return tuple(found.items())
+
+
+def _device_credential(record: Record) -> DeviceCredentialFacts:
+    credential = unpack(record, Credential)
+    return DeviceCredentialFacts(credential.id or record.id, credential.enrollment_id)
+
+
+def _device_enrollment(record: Record) -> DeviceEnrollmentFacts:
+    enrollment = unpack(record, Enrollment)
+    return DeviceEnrollmentFacts(enrollment.id or record.id, enrollment.approved_by)
 
 
 def _directory_user(record: Record) -> DirectoryUserFacts:

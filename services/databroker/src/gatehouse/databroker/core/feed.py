@@ -7,10 +7,10 @@ memory for all readers of a process; each reader only holds a cursor.
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
 
 from gatehouse.common.errors import AbortedError
@@ -72,7 +72,8 @@ class ChangeRing(Generic[Item]):
     def __init__(self, start: int, *, max_items: int, max_bytes: int) -> None:
         assert max_items > 0
         assert max_bytes > 0
-        self._items: deque[Item] = deque()
+        self._items: list[Item] = []
+        self._first = 0  # items before this index are dropped, and removed now and then
         self._start = start  # versions up to and including this one are not here
         self._end = start
         self._bytes = 0
@@ -80,7 +81,7 @@ class ChangeRing(Generic[Item]):
         self._max_bytes = max_bytes
 
     def __repr__(self) -> str:
-        return f"ChangeRing({self._start}..{self._end}, {len(self._items)} items)"
+        return f"ChangeRing({self._start}..{self._end}, {len(self._items) - self._first} items)"
 
     @property
     def start(self) -> int:
@@ -101,26 +102,18 @@ class ChangeRing(Generic[Item]):
             self._bytes += item.size
         assert end >= self._end, (end, self._end)
         self._end = end
-        while len(self._items) > self._max_items or self._bytes > self._max_bytes:
-            dropped = self._items.popleft()
+        while len(self._items) - self._first > self._max_items or self._bytes > self._max_bytes:
+            dropped = self._items[self._first]
+            self._first += 1
             self._bytes -= dropped.size
             self._start = dropped.version
+        if self._first > len(self._items) // 2:
+            del self._items[: self._first]
+            self._first = 0
 
     def after(self, cursor: int, limit: int) -> Sequence[Item] | None:
         """Return up to `limit` changes after `cursor`; None when some are no longer here."""
         if cursor < self._start:
             return None
-        first = self._index_after(cursor)
-        return list(islice(self._items, first, first + limit))
-
-    def _index_after(self, cursor: int) -> int:
-        low, high = 0, len(self._items)
-        if not high or self._items[-1].version <= cursor:
-            return high
-        while low < high:
-            middle = (low + high) // 2
-            if self._items[middle].version <= cursor:
-                low = middle + 1
-            else:
-                high = middle
-        return low
+        begin = bisect_right(self._items, cursor, lo=self._first, key=attrgetter("version"))
+        return self._items[begin : begin + limit]

@@ -9,7 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from gatehouse.authorize.core.criteria import certificate, identity, request
+from gatehouse.authorize.core.criteria import (
+    certificate,
+    device,
+    identity,
+    record,
+    request,
+    schedule,
+)
 from gatehouse.authorize.core.criteria.facts import Compiled, Fact
 from gatehouse.common.policy.ast import Criterion
 from gatehouse.common.policy.criteria import check_criterion
@@ -31,6 +38,11 @@ COMPILERS: Final[Mapping[str, Callable[[Criterion], Compiled]]] = {
     "claim": identity.claim,
     "client_certificate": certificate.client_certificate,
     "invalid_client_certificate": certificate.invalid_client_certificate,
+    "device": device.device,
+    "record": record.record,
+    "date": schedule.date,
+    "day_of_week": schedule.day_of_week,
+    "time_of_day": schedule.time_of_day,
 }
 
 

@@ -51,7 +51,9 @@ def invalid_client_certificate(criterion: Criterion) -> Compiled:
             return valid
         return invalid if facts.certificate_presented else missing
 
-    return Compiled(Fact.CLIENT_CERTIFICATE | Fact.CERTIFICATE_VALIDITY, test)
+    return Compiled(
+        Fact.CLIENT_CERTIFICATE | Fact.CERTIFICATE_VALIDITY, test, (missing, invalid, valid)
+    )
 
 
 def _names(matcher: StringMatcher | None) -> _NamesPredicate | None:

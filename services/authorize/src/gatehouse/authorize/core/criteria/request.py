@@ -47,7 +47,7 @@ def cors_preflight(criterion: Criterion) -> Compiled:
             return passed
         return failed
 
-    return Compiled(Fact.METHOD | Fact.CORS_HEADERS, test)
+    return Compiled(Fact.METHOD | Fact.CORS_HEADERS, test, (passed, failed))
 
 
 def source_ip(criterion: Criterion) -> Compiled:
@@ -63,4 +63,4 @@ def _constant(criterion: Criterion, result: Result) -> Compiled:
         del facts, identity
         return result
 
-    return Compiled(NOTHING, test)
+    return Compiled(NOTHING, test, (result,))

@@ -69,13 +69,13 @@ def directory_lock(directory: Path) -> Iterator[None]:
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = (directory / LOCK_NAME).open("a+", encoding="ascii")
+        descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StorageUnusableError(
             f"the databroker cannot use the directory {directory}: {error.strerror}; "
             "databroker_storage_connection_string must name one that it may write to"
         ) from error
-    with lock:
+    with os.fdopen(descriptor, "r+", encoding="ascii") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

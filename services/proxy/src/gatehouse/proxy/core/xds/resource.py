@@ -12,16 +12,19 @@ from google.protobuf.message import Message
 
 from gatehouse.common.ids import TypeUrl
 
+SECRET: Final = TypeUrl("type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret")
 CLUSTER: Final = TypeUrl("type.googleapis.com/envoy.config.cluster.v3.Cluster")
 LISTENER: Final = TypeUrl("type.googleapis.com/envoy.config.listener.v3.Listener")
 ROUTE_CONFIGURATION: Final = TypeUrl("type.googleapis.com/envoy.config.route.v3.RouteConfiguration")
 
-# The order in which additions are pushed; removals go the other way round.
-PUSH_ORDER: Final = (CLUSTER, LISTENER, ROUTE_CONFIGURATION)
+# The order in which additions are pushed; removals go the other way round. A cluster that names a
+# secret is used once it has it.
+PUSH_ORDER: Final = (CLUSTER, SECRET, LISTENER, ROUTE_CONFIGURATION)
 
 # How the types are called in health checks and logs.
 SHORT_NAMES: Final[Mapping[TypeUrl, str]] = {
     CLUSTER: "cluster",
+    SECRET: "secret",
     LISTENER: "listener",
     ROUTE_CONFIGURATION: "route-configuration",
 }

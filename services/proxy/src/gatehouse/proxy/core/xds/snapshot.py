@@ -17,13 +17,14 @@ from gatehouse.proxy.core.xds.resource import (
     CLUSTER,
     LISTENER,
     ROUTE_CONFIGURATION,
+    SECRET,
     Resource,
     ResourceMap,
     digest,
     resource_of,
 )
 from gatehouse.proxy.core.xds.resources.environment import SnapshotEnvironment, SnapshotFiles
-from gatehouse.proxy.core.xds.resources.internal_clusters import internal_clusters
+from gatehouse.proxy.core.xds.resources.internal_clusters import internal_clusters, service_token
 from gatehouse.proxy.core.xds.resources.listeners import listeners
 from gatehouse.proxy.core.xds.resources.upstream_clusters import upstream_clusters
 from gatehouse.proxy.core.xds.resources.virtual_hosts import (
@@ -61,6 +62,7 @@ def build_snapshot(resolved: ResolvedSettings, environment: SnapshotEnvironment)
     _check(clusters, public, routes)
     resources = {
         CLUSTER: _by_name(clusters),
+        SECRET: _by_name([service_token(environment)]),
         LISTENER: _by_name(public),
         ROUTE_CONFIGURATION: _by_name([routes]),
     }

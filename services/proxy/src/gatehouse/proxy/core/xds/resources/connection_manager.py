@@ -172,7 +172,7 @@ def _script(name: str, source: str) -> lua_pb2.Lua:
 def _ext_authz(settings: Settings) -> ext_authz_pb2.ExtAuthz:
     timeout_s = settings.grpc_client_timeout or _UNSET_CHECK_TIMEOUT_S
     retries = base_pb2.RetryPolicy(
-        retry_on="connect-failure,refused-stream,unavailable,reset",
+        retry_on="connect-failure,refused-stream,unavailable,reset-before-request",
         num_retries=uint32(_CHECK_RETRIES),
         retry_back_off={"base_interval": seconds(0.025), "max_interval": seconds(0.25)},
         retry_host_predicate=[

@@ -6,14 +6,22 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from envoy.config.cluster.v3 import cluster_pb2, outlier_detection_pb2
-from envoy.config.common.mutation_rules.v3 import mutation_rules_pb2
-from envoy.config.core.v3 import address_pb2, base_pb2, health_check_pb2
-from envoy.extensions.filters.http.header_mutation.v3 import header_mutation_pb2
+from envoy.config.core.v3 import (
+    address_pb2,
+    base_pb2,
+    config_source_pb2,
+    extension_pb2,
+    health_check_pb2,
+)
+from envoy.extensions.filters.http.credential_injector.v3 import credential_injector_pb2
 from envoy.extensions.filters.http.upstream_codec.v3 import upstream_codec_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2,
 )
+from envoy.extensions.http.injected_credentials.generic.v3 import generic_pb2
+from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
+from google.protobuf.message import Message
 
 from gatehouse.common.config.model import DNSLookupFamily
 from gatehouse.common.config.resolved import ResolvedSettings, ServiceName
@@ -27,7 +35,7 @@ from gatehouse.proxy.core.xds.resources.protocols import (
     internal_grpc,
     protocol_options,
 )
-from gatehouse.proxy.core.xds.resources.scalars import boolean, literal, seconds, uint32
+from gatehouse.proxy.core.xds.resources.scalars import boolean, seconds, uint32
 from gatehouse.proxy.core.xds.resources.trust import roots_pem, upstream_tls
 from gatehouse.proxy.core.xds.resources.upstream_clusters import (
     BUFFER_LIMIT,
@@ -39,6 +47,9 @@ from gatehouse.proxy.errors import SnapshotError
 CONTROL_PLANE_HTTP: Final = "pomerium-control-plane-http"
 AUTHENTICATE: Final = "pomerium-authenticate"
 ENVOY_ADMIN: Final = "pomerium-envoy-admin"
+AUTHORIZE_TOKEN: Final = "authorize-token"
+
+_TOKEN_HEADER: Final = "jwt"
 
 _UNLIMITED: Final = 2**32 - 1
 _KEEPALIVE_S: Final = 15
@@ -88,7 +99,7 @@ def _authorize(
     """Authorize beside us over a Unix socket, else every address of its URLs, watched closely."""
     cluster = _base(AUTHORIZE_CLUSTER, resolved)
     options = internal_grpc()
-    _show_credential(options, environment.authorize_jwt)
+    _show_credential(options)
     cluster.typed_extension_protocol_options[HTTP_PROTOCOL_OPTIONS].CopyFrom(packed(options))
     if resolved.runs(ServiceName.AUTHORIZE):
         add_endpoints(cluster, [Endpoint(pipe=environment.grpc_socket)], resolved.settings)
@@ -134,25 +145,39 @@ def _remote(
     )
 
 
-def _show_credential(options: http_protocol_options_pb2.HttpProtocolOptions, jwt: str) -> None:
-    """Add the service JWT to each call.
+def service_token(environment: SnapshotEnvironment) -> secret_pb2.Secret:
+    """The JWT that authorize asks for, as a secret of its own.
 
-    It stands in the cluster, not in the listener: a new one comes every half hour, and a changed
-    listener drains its connections.
+    A new one comes every half hour. In the cluster it would replace the cluster, and Envoy ends the
+    checks under way on the old one (tried with 1.40: 503 for those requests); in the listener it
+    would drain all connections.
     """
-    mutation = mutation_rules_pb2.HeaderMutation(
-        append=base_pb2.HeaderValueOption(
-            header=base_pb2.HeaderValue(key="jwt", value=literal(jwt)),
-            append_action=base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD,
-        )
+    token = base_pb2.DataSource(inline_string=environment.authorize_jwt)
+    return secret_pb2.Secret(
+        name=AUTHORIZE_TOKEN, generic_secret=secret_pb2.GenericSecret(secret=token)
     )
-    filters = [
-        (
-            "envoy.filters.http.header_mutation",
-            header_mutation_pb2.HeaderMutation(
-                mutations=header_mutation_pb2.Mutations(request_mutations=[mutation])
+
+
+def _show_credential(options: http_protocol_options_pb2.HttpProtocolOptions) -> None:
+    """Add the service JWT to each call; without it none is made."""
+    token = generic_pb2.Generic(
+        credential=secret_pb2.SdsSecretConfig(
+            name=AUTHORIZE_TOKEN,
+            sds_config=config_source_pb2.ConfigSource(
+                ads=config_source_pb2.AggregatedConfigSource(),
+                resource_api_version=config_source_pb2.V3,
             ),
         ),
+        header=_TOKEN_HEADER,
+    )
+    injector = credential_injector_pb2.CredentialInjector(
+        overwrite=True,
+        credential=extension_pb2.TypedExtensionConfig(
+            name="envoy.http.injected_credentials.generic", typed_config=packed(token)
+        ),
+    )
+    filters: list[tuple[str, Message]] = [
+        ("envoy.filters.http.credential_injector", injector),
         ("envoy.filters.http.upstream_codec", upstream_codec_pb2.UpstreamCodec()),
     ]
     for name, config in filters:
