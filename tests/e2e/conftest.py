@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.support.identity import provider_mock
 from tests.support.postgres import fresh_database
-
 from tests.support.stack import Stack, running
 from tests.support.upstream import EchoUpstream
 

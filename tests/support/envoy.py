@@ -294,6 +294,7 @@ class Proxy:
     authorize: Authorize
     pages: Pages
     changes: dict[str, Any]
+    system: dict[str, Any]
     exits: list[str] = field(default_factory=list)
 
     @property
@@ -306,7 +307,7 @@ class Proxy:
 
     def snapshot(self, config: Mapping[str, Any]) -> Snapshot:
         settings = resolved({"address": f"127.0.0.1:{self.port}", **self.changes, **config})
-        return build_snapshot(settings, environment(str(self.run_dir)))
+        return build_snapshot(settings, environment(str(self.run_dir), **self.system))
 
     async def push(self, config: Mapping[str, Any], timeout_s: float = START_TIMEOUT_S) -> Snapshot:
         """Publish a configuration and wait until Envoy uses all of it."""
@@ -342,9 +343,13 @@ async def proxy(
     *,
     authorize_address: str | None = None,
     insecure: bool = True,
+    system: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> AsyncIterator[Proxy]:
-    """Run Envoy with `config`. Routes answer on plain HTTP unless `insecure` is false."""
+    """Run Envoy with `config`. Routes answer on plain HTTP unless `insecure` is false.
+
+    `system` changes the environment that snapshots are made for, `changes` every configuration.
+    """
     with short_directory() as run_dir:
         (port,) = free_ports(1)
         health = HealthRegistry(SystemClock())
@@ -372,7 +377,18 @@ async def proxy(
         with (run_dir / "access.log").open("wb") as access_log:
             envoy = EnvoyProcess(command, SystemClock(), on_exit=exits.append, stdout=access_log)
             running = Proxy(
-                run_dir, port, ads, admin, envoy, health, files, authorize, pages, changes, exits
+                run_dir,
+                port,
+                ads,
+                admin,
+                envoy,
+                health,
+                files,
+                authorize,
+                pages,
+                changes,
+                dict(system or {}),
+                exits,
             )
             http = await asyncio.start_unix_server(pages.handle, run_dir / "proxy-http.sock")
             sign_in = await asyncio.start_unix_server(

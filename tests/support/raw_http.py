@@ -84,8 +84,17 @@ def _unchunked(body: bytes) -> bytes:
     return parts
 
 
-async def http2(port: int, headers: Sequence[tuple[str, str]], body: bytes = b"") -> Answer:
-    """One HTTP/2 request with prior knowledge; nothing is checked or normalised on our side."""
+async def http2(
+    port: int,
+    headers: Sequence[tuple[str, str]],
+    body: bytes = b"",
+    *,
+    until_headers: bool = False,
+) -> Answer:
+    """One HTTP/2 request with prior knowledge; nothing is checked or normalised on our side.
+
+    `until_headers` is for streams that stay open: the request is not ended either.
+    """
     config = h2.config.H2Configuration(
         validate_outbound_headers=False,
         normalize_outbound_headers=False,
@@ -93,7 +102,7 @@ async def http2(port: int, headers: Sequence[tuple[str, str]], body: bytes = b""
     )
     connection = h2.connection.H2Connection(config)
     connection.initiate_connection()
-    connection.send_headers(1, headers, end_stream=not body)
+    connection.send_headers(1, headers, end_stream=not body and not until_headers)
     if body:
         connection.send_data(1, body, end_stream=True)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -107,6 +116,7 @@ async def http2(port: int, headers: Sequence[tuple[str, str]], body: bytes = b""
                     if isinstance(event, h2.events.ResponseReceived):
                         received = dict(event.headers)
                         status = int(received[":status"])
+                        ended = until_headers
                     elif isinstance(event, h2.events.DataReceived):
                         data += event.data
                     elif isinstance(

@@ -47,7 +47,7 @@ async def test_calls_move_with_the_url_and_an_open_stream_is_told(tmp_path):
     new.serving()
     first = made(f"http://127.0.0.1:{old.port}")
     context = context_of(first, tmp_path)
-    connection = DatabrokerConnection(context, "authenticate")
+    connection = DatabrokerConnection(context, "authenticate", close_grace_s=0.2)
     context.config.join("test", connection.prepare)
     client = DatabrokerClient(connection)
     stop = asyncio.Event()

@@ -413,6 +413,7 @@ async def test_r22_envoy_headers_of_a_client_are_removed(upstream: EchoUpstream)
             "x-envoy-hedge-on-per-try-timeout",
             "x-envoy-force-trace",
             "x-envoy-ip-tags",
+            "x-envoy-original-host",
         )
         seen = arrived(await http1(running.port, lines=[f"{name}: forged" for name in names]))
         assert "forged" not in json.dumps(seen)

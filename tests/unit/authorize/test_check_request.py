@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gatehouse.authorize.core.check_request import read_check_request, split_host
 from gatehouse.authorize.core.client_certificate import leaf_facts
 from tests.support.check import Desk, check_request, is_allowed, resolved_settings, route
-from tests.support.policy import policy_of
+from tests.support.policy import NOW_S, policy_of
 
 
 def certificate() -> tuple[str, str]:
@@ -69,7 +69,8 @@ def test_path_and_query_part_at_the_first_question_mark() -> None:
 
 def test_r17_repeated_lines_are_joined_and_cookies_kept_apart() -> None:
     facts = read_check_request(
-        check_request(lines=[("X-A", "1"), ("x-a", "2"), ("Cookie", "a=1"), ("cookie", "b=2")])
+        check_request(lines=[("X-A", "1"), ("x-a", "2"), ("Cookie", "a=1"), ("cookie", "b=2")]),
+        NOW_S,
     )
     assert facts.headers["x-a"] == "1,2"
     assert facts.cookie_lines == ("a=1", "b=2")
@@ -78,7 +79,7 @@ def test_r17_repeated_lines_are_joined_and_cookies_kept_apart() -> None:
 @given(st.text(max_size=30), st.text(max_size=30), st.text(max_size=10), st.sampled_from(["", "a"]))
 def test_reading_never_fails(path: str, host: str, method: str, scheme: str) -> None:
     facts = read_check_request(
-        check_request(path=path, host=host, method=method, scheme=scheme, ip=host)
+        check_request(path=path, host=host, method=method, scheme=scheme, ip=host), NOW_S
     )
     assert facts.problem or facts.path or facts.raw_path == ""
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from gatehouse.authorize.core.criteria import COMPILERS, Fact, compile_criterion
 from gatehouse.authorize.core.criteria.facts import UNAUTHENTICATED
 from gatehouse.authorize.core.evaluator import CompiledPolicy, decide
-from gatehouse.authorize.core.identity import ANONYMOUS, Identity
-from gatehouse.common.policy.ast import Criterion, Policy, Rule, freeze
+from gatehouse.authorize.core.identity import ANONYMOUS, Device, Identity
+from gatehouse.common.policy.ast import Criterion, FrozenObject, Policy, Rule, freeze
 from gatehouse.common.policy.criteria import AVAILABLE_CRITERIA
 from tests.support.policy import policy_of, request_facts
 
@@ -52,6 +52,28 @@ DATA = {
     "groups": LIST_MATCHERS,
     "claim": LIST_MATCHERS,
     "source_ip": NETWORKS,
+    "device": st.fixed_dictionaries(
+        {},
+        optional={
+            "approved": st.booleans(),
+            "is": st.sampled_from(["dc1", "dc2"]),
+            "type": st.sampled_from(["any", "enclave_only"]),
+        },
+    ),
+    "date": st.sampled_from(
+        [{"after": "2027-01-01"}, {"before": "2027-01-15T08:00:00Z"}, {"after": "1970-01-02"}]
+    ),
+    "day_of_week": st.sampled_from(["*", "mon-fri", "sat,sun", "fri"]),
+    "time_of_day": st.sampled_from(
+        [
+            {"timezone": "Europe/Berlin", "after": "09:00", "before": "17:00"},
+            {"timezone": "UTC", "after": "22:00", "before": "6:00"},
+        ]
+    ),
+    "record": st.fixed_dictionaries(
+        {"type": st.just("t"), "field": st.sampled_from(["a", "b"]), "is": VALUES},
+        optional={"has": VALUES, "foreign_key": st.sampled_from(["user.id", "user.email"])},
+    ),
     "client_certificate": st.sampled_from([{}, {"san_dns": "a"}, {"fingerprint": "0" * 64}]),
 }
 
@@ -74,6 +96,14 @@ REQUESTS = st.fixed_dictionaries(
         "certificate_presented": st.booleans(),
         "certificate_chain": st.sampled_from(["", "-----BEGIN CERTIFICATE-----"]),
         "certificate_valid": st.booleans(),
+        "now_s": st.sampled_from([0.0, 90_000.0, 1_800_000_000.0, 1_800_040_000.5]),
+        "records": st.fixed_dictionaries(
+            {
+                ("t", word): st.none()
+                | st.dictionaries(st.sampled_from("ab"), VALUES).map(FrozenObject)
+                for word in ("", "a", "b", "a@x.y", "b@z.w", "GET", "OPTIONS", "/a", "/b")
+            }
+        ),
         "host": WORDS,
         "query": WORDS,
         "raw_path": WORDS,
@@ -88,6 +118,15 @@ IDENTITIES = st.builds(
     email=WORDS,
     claims=st.dictionaries(WORDS, LISTS, max_size=3),
     group_ids=st.none() | st.lists(st.sampled_from("ab"), max_size=3).map(tuple),
+    devices=st.dictionaries(
+        st.sampled_from(["any", "enclave_only"]),
+        st.builds(
+            Device,
+            credential_id=st.sampled_from(["dc1", "dc2"]),
+            is_enrolled=st.booleans(),
+            approved_by=st.sampled_from(["", "boss"]),
+        ),
+    ),
     header_groups=LISTS,
     assertion_email=WORDS,
     is_service_account=st.booleans(),
@@ -102,11 +141,14 @@ REQUEST_FIELDS = {
     Fact.SOURCE_IP: {"ip"},
     Fact.CLIENT_CERTIFICATE: {"certificate_presented", "certificate_chain"},
     Fact.CERTIFICATE_VALIDITY: {"certificate_valid"},
+    Fact.TIME: {"now_s"},
+    Fact.RECORDS: {"records"},
 }
 IDENTITY_FIELDS = {
     Fact.SESSION: {"has_session", "user_id"},
     Fact.USER: {"email"},
     Fact.DIRECTORY: {"email", "group_ids"},
+    Fact.DEVICE: {"devices"},
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,9 +21,11 @@ from gatehouse.common.databroker.client import DatabrokerClient
 from gatehouse.common.databroker.replica import Replica
 from gatehouse.common.databroker.syncer import INITIAL_SYNC_CHECK, ReplicaFeed
 from gatehouse.common.extauthz_context import DATABROKER_SERVICE
+from gatehouse.common.ids import TypeUrl
 from gatehouse.common.rpc.channel import BalancedChannel
 from gatehouse.common.rpc.credentials import ServiceCredentials
 from gatehouse.common.runtime.context import ProcessContext
+from gatehouse.pb.databroker_pb2 import SyncLatestResponse, SyncResponse
 
 SERVICE_CHECK: Final = "authorize.service"
 CLOSE_GRACE_S: Final = 5.0  # for calls under way over a connection that was replaced
@@ -69,8 +71,12 @@ class AuthorizeService:
         self._credentials = ServiceCredentials(self.name, lambda: self._secrets, ctx.clock)
         self._connection = self._connect(_target(ctx, settings))
         self._reconnect = asyncio.Event()
-        source = IdentitySource(self._replica, reader, lambda: self._connection.client, ctx.clock)
+        self._source = source = IdentitySource(
+            self._replica, reader, lambda: self._connection.client, ctx.clock
+        )
         self._servicer = ExtAuthz(first, source, ctx.clock)
+        self._external = source.hold(first.decider.plans.record_types)
+        self._external_changed = asyncio.Event()
         ctx.config.join(self.name, self._prepare)
 
     def register_grpc(self, server: grpc.aio.Server) -> None:
@@ -86,6 +92,7 @@ class AuthorizeService:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow(stop), name="authorize follows databroker")
+                group.create_task(self._follow_external(stop), name="authorize follows records")
                 await _first(group, stop, synced)
                 unsubscribe()
                 if not stop.is_set():
@@ -108,6 +115,10 @@ class AuthorizeService:
 
         def commit() -> None:
             self._servicer.put_in_force(new)
+            external = self._source.hold(plans.record_types)
+            if external is not None:
+                self._external = external
+                self._external_changed.set()
             self._secrets = settings.shared_secrets
             if moved is not None:
                 self._connection = moved
@@ -139,6 +150,24 @@ class AuthorizeService:
                 if connection is not self._connection:
                     await connection.channel.close(CLOSE_GRACE_S)
 
+    async def _follow_external(self, stop: asyncio.Event) -> None:
+        """Feed the copy of what external data sources keep, when policies ask for any."""
+        while not stop.is_set():
+            self._external_changed.clear()
+            replica = self._external
+            ended = asyncio.Event()
+            async with asyncio.TaskGroup() as group:
+                if replica is not None and replica.types:
+                    feed = ReplicaFeed(
+                        _Streams(lambda: self._connection.client),
+                        replica,
+                        self._ctx.clock,
+                        self._ctx.rng,
+                    )
+                    group.create_task(feed.run(ended), name="external records feed")
+                await _first(group, stop, self._external_changed)
+                ended.set()
+
     def _connect(self, target: _Target) -> _Connection:
         channel = BalancedChannel(
             target.urls,
@@ -152,6 +181,25 @@ class AuthorizeService:
             rng=self._ctx.rng,
         )
         return _Connection(target, channel, DatabrokerClient(channel))
+
+
+class _Streams:
+    """Streams over the connection of the moment (databroker.syncer.Streams)."""
+
+    def __init__(self, client: Callable[[], DatabrokerClient]) -> None:
+        self._client = client
+
+    def sync(
+        self,
+        server_version: int,
+        record_version: int,
+        type_url: TypeUrl,
+        heartbeat_s: float | None = None,
+    ) -> AsyncGenerator[SyncResponse, None]:
+        return self._client().sync(server_version, record_version, type_url, heartbeat_s)
+
+    def sync_latest(self, type_url: TypeUrl) -> AsyncGenerator[SyncLatestResponse, None]:
+        return self._client().sync_latest(type_url)
 
 
 def _target(ctx: ProcessContext, settings: ResolvedSettings) -> _Target:

@@ -57,6 +57,10 @@ class Inputs:
         """Note either."""
         (self.error if severity is Severity.ERROR else self.warn)(path, message, fix)
 
+    def line_of(self, path: KeyPath) -> int | None:
+        """The line on which the value at `path` is written, if it is in the file."""
+        return self._loaded.origins[path].line
+
     # -- files ---------------------------------------------------------------------------------
 
     def read(self, path: KeyPath, name: str) -> bytes | None:

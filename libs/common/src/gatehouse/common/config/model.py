@@ -11,6 +11,19 @@ from typing import Annotated, Final
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
+from gatehouse.common.config.choices import (
+    ACCESS_LOG_FIELDS,
+    AUTHORIZE_LOG_FIELDS,
+    LOG_LEVELS,
+    RUNTIME_FLAGS,
+    CodecType,
+    CookieSameSite,
+    DNSLookupFamily,
+    HeadersWithUnderscoresAction,
+    MTLSEnforcement,
+    PathWithEscapedSlashesAction,
+    StorageType,
+)
 from gatehouse.common.config.route_model import (
     BearerTokenFormat,
     CircuitBreakerThresholds,
@@ -49,6 +62,10 @@ from gatehouse.common.config.values import (
 )
 
 __all__ = [
+    "ACCESS_LOG_FIELDS",
+    "AUTHORIZE_LOG_FIELDS",
+    "LOG_LEVELS",
+    "RUNTIME_FLAGS",
     "BearerTokenFormat",
     "CertificateFiles",
     "CircuitBreakerThresholds",
@@ -72,105 +89,6 @@ __all__ = [
 NO_SECRET: Final = SecretStr("")
 
 
-class CodecType(enum.StrEnum):
-    """Protocols of the main listener."""
-
-    AUTO = "auto"
-    HTTP1 = "http1"
-    HTTP2 = "http2"
-    HTTP3 = "http3"
-
-
-class PathWithEscapedSlashesAction(enum.StrEnum):
-    """What becomes of %2F and %5C in a path."""
-
-    KEEP_UNCHANGED = "keep_unchanged"
-    REJECT_REQUEST = "reject_request"
-    UNESCAPE_AND_REDIRECT = "unescape_and_redirect"
-    UNESCAPE_AND_FORWARD = "unescape_and_forward"
-
-
-class HeadersWithUnderscoresAction(enum.StrEnum):
-    """What becomes of request headers with an underscore in their name."""
-
-    ALLOW = "allow"
-    REJECT_REQUEST = "reject_request"
-    DROP_HEADER = "drop_header"
-
-
-class MTLSEnforcement(enum.StrEnum):
-    """Who refuses a client without a valid certificate."""
-
-    POLICY_WITH_DEFAULT_DENY = "policy_with_default_deny"
-    POLICY = "policy"
-    REJECT_CONNECTION = "reject_connection"
-
-
-class CookieSameSite(enum.StrEnum):
-    """SameSite of our cookies; empty leaves it to the browser."""
-
-    UNSET = ""
-    LAX = "lax"
-    STRICT = "strict"
-    NONE = "none"
-
-
-class DNSLookupFamily(enum.StrEnum):
-    """Envoy's dns_lookup_family."""
-
-    AUTO = "AUTO"
-    V4_ONLY = "V4_ONLY"
-    V6_ONLY = "V6_ONLY"
-    V4_PREFERRED = "V4_PREFERRED"
-    ALL = "ALL"
-
-
-class StorageType(enum.StrEnum):
-    """Where the databroker keeps records."""
-
-    MEMORY = "memory"
-    FILE = "file"
-    POSTGRES = "postgres"
-
-
-LOG_LEVELS: Final = (
-    *("trace", "debug", "info", "warn", "warning", "error"),
-    *("critical", "fatal", "panic", "off", "none", "disabled"),
-)
-
-ACCESS_LOG_FIELDS: Final = (
-    *("upstream-cluster", "method", "authority", "path", "user-agent", "referer"),
-    *("forwarded-for", "request-id", "duration", "size", "response-code", "response-code-details"),
-)
-
-AUTHORIZE_LOG_FIELDS: Final = (
-    *("request-id", "check-request-id", "method", "path", "host", "ip", "session-id"),
-    *("impersonate-session-id", "impersonate-user-id", "impersonate-email"),
-    *("removed-groups-count", "service-account-id", "user", "email"),
-    *("envoy-route-checksum", "envoy-route-id", "route-checksum", "route-id"),
-)
-
-RUNTIME_FLAGS: Final[dict[str, bool]] = {
-    "add_extra_metrics_labels": True,
-    "allow_any_sign_out_redirect_uri": False,
-    "authorize_use_synced_data": True,
-    "config_hot_reload": True,
-    "debug_admin_endpoints": False,
-    "envoy_resource_manager": True,
-    "grpc_databroker_keepalive": True,
-    "match_any_incoming_port": True,
-    "mcp": True,
-    "mcp_dynamic_client_registration": False,
-    "pomerium_jwt_endpoint": False,
-    "refresh_session_at_id_token_expiration": True,
-    "routes_portal": True,
-    "set_envoy_concurrency_to_go_max_procs": True,
-    "ssh_allow_direct_tcpip": False,
-    "ssh_routes_portal": False,
-    "ssh_upstream_tunnel": False,
-}
-
-
 class CertificateFiles(Model):
     """One element of `certificates`."""
 
@@ -182,9 +100,9 @@ class DownstreamMTLS(Model):
     """`downstream_mtls`: client certificates."""
 
     ca: Text = Field("", description="base64 PEM of the authorities that sign clients")
-    ca_file: FilePath = Field("", description="the same as a file")
+    ca_file: FilePath = Field("", description="PEM file of the same; not both")
     crl: Text = Field("", description="base64 PEM of revocation lists")
-    crl_file: FilePath = Field("", description="the same as a file")
+    crl_file: FilePath = Field("", description="PEM file of the same; not both")
     enforcement: Annotated[MTLSEnforcement, EnumOf()] = Field(
         MTLSEnforcement.POLICY_WITH_DEFAULT_DENY, description="who refuses clients without one"
     )
@@ -261,37 +179,66 @@ class Settings(Model):
     """Every global key. Made by `load.load_settings`."""
 
     # Which services, and what they share
-    services: Text = Field("all", description="all, or a comma list of services to run")
+    services: Text = Field(
+        "all", description="all, or a comma list of proxy, authorize, authenticate, databroker"
+    )
     installation_id: Text = Field("", description="label in telemetry")
-    shared_secret: Secret = Field(NO_SECRET, description="base64 of 32 bytes all services share")
-    shared_secret_file: FilePath = Field("", description="the same as a file")
-    cookie_secret: Secret = Field(NO_SECRET, description="base64 of 32 bytes for sign-in cookies")
-    cookie_secret_file: FilePath = Field("", description="the same as a file")
-    signing_key: Secret = Field(NO_SECRET, description="PEM keys that sign identity assertions")
-    signing_key_file: FilePath = Field("", description="the same as a file")
+    shared_secret: Secret = Field(
+        NO_SECRET,
+        description="base64 of 32 bytes all services share; `current,previous` while rotating",
+    )
+    shared_secret_file: FilePath = Field(
+        "", description="file that holds shared_secret; wins over it"
+    )
+    cookie_secret: Secret = Field(
+        NO_SECRET,
+        description="base64 of 32 bytes that encrypt sign-ins under way",
+    )
+    cookie_secret_file: FilePath = Field(
+        "", description="file that holds cookie_secret; wins over it"
+    )
+    signing_key: Secret = Field(
+        NO_SECRET,
+        description="PEM, or its base64, of keys for identity assertions; the first signs",
+    )
+    signing_key_file: FilePath = Field("", description="file that holds signing_key; wins over it")
     authenticate_service_url: HttpURL = Field("", description="where users sign in")
-    authenticate_internal_service_url: HttpURL = Field("", description="the same, from inside")
+    authenticate_internal_service_url: HttpURL = Field(
+        "", description="authenticate_service_url as other services reach it"
+    )
     signout_redirect_url: HttpURL = Field("", description="where users go after signing out")
     authorize_service_url: HttpURL = Field("", description="URL of authorize")
     authorize_service_urls: TextList = Field((), description="further URLs of authorize")
-    authorize_internal_service_url: HttpURL = Field("", description="dialled instead of those")
+    authorize_internal_service_url: HttpURL = Field(
+        "", description="dialled instead of the other authorize URLs"
+    )
     databroker_service_url: HttpURL = Field("", description="URL of databroker")
     databroker_service_urls: TextList = Field((), description="further URLs of databroker")
     databroker_internal_service_url: HttpURL = Field("", description="host databroker answers to")
-    override_certificate_name: Text = Field("", description="name expected of internal TLS")
+    override_certificate_name: Text = Field(
+        "", description="name that internal TLS certificates must carry"
+    )
     certificate_authority: Text = Field("", description="base64 PEM of further trusted roots")
-    certificate_authority_file: FilePath = Field("", description="the same as a file")
+    certificate_authority_file: FilePath = Field(
+        "", description="PEM file of further trusted roots; both forms are used"
+    )
     tls_derive: Text = Field("", description="domain whose certificate the shared secret makes")
     google_cloud_serverless_authentication_service_account: Secret = Field(
         NO_SECRET, description="Google service account, JSON or its base64"
     )
 
     # Identity provider and identity headers
-    idp_provider: Text = Field("", description="kind of identity provider")
-    idp_provider_url: HttpURL = Field("", description="its issuer URL")
-    idp_client_id: Text = Field("", description="our client id there")
-    idp_client_secret: Secret = Field(NO_SECRET, description="our client secret there")
-    idp_client_secret_file: FilePath = Field("", description="the same as a file")
+    idp_provider: Text = Field(
+        "", description="kind of provider: oidc, google, azure, okta, gitlab, auth0, onelogin, ping"
+    )
+    idp_provider_url: HttpURL = Field(
+        "", description="issuer URL; needed by auth0, oidc, okta and ping"
+    )
+    idp_client_id: Text = Field("", description="our client id at the provider")
+    idp_client_secret: Secret = Field(NO_SECRET, description="our client secret at the provider")
+    idp_client_secret_file: FilePath = Field(
+        "", description="file that holds idp_client_secret; wins over it"
+    )
     idp_scopes: TextList = Field((), description="scopes asked for; the provider's when empty")
     idp_request_params: TextMap | None = Field(None, description="extra sign-in parameters")
     idp_access_token_allowed_audiences: TextList | None = Field(
@@ -306,17 +253,21 @@ class Settings(Model):
     programmatic_redirect_domain_whitelist: TextList = Field(
         ("localhost",), description="hosts that programmatic sign-in may return to"
     )
-    pass_identity_headers: Flag | None = Field(None, description="default of the route key")
-    jwt_claims_headers: ClaimsHeaders = Field({}, description="header to claim, or a claim list")
+    pass_identity_headers: Flag | None = Field(None, description="what routes without this key do")
+    jwt_claims_headers: ClaimsHeaders = Field({}, description="claims sent upstream as headers")
     jwt_issuer_format: Annotated[JWTIssuerFormat, EnumOf("Issuer")] = Field(
         JWTIssuerFormat.HOST_ONLY, description="form of iss in the assertion"
     )
 
     # Cookies
     cookie_name: Text = Field("_pomerium", description="name of the session cookie")
-    cookie_domain: Text = Field("", description="Domain of the session cookie; its host when empty")
+    cookie_domain: Text = Field(
+        "", description="Domain of the session cookie; its host alone when empty"
+    )
     cookie_http_only: Flag = Field(default=True, description="hide the cookie from scripts")
-    cookie_expire: Duration = Field(14 * 3600.0, description="life of cookie and session")
+    cookie_expire: Duration = Field(
+        14 * 3600.0, description="life of the session cookie and of the session"
+    )
     cookie_same_site: Annotated[CookieSameSite, BeforeValidator(_same_site)] = Field(
         CookieSameSite.UNSET, description="SameSite of the cookie"
     )
@@ -325,14 +276,18 @@ class Settings(Model):
     address: Text = Field(":443", description="main listener, host:port")
     insecure_server: Flag = Field(default=False, description="no TLS on the main listener")
     http_redirect_addr: Text = Field("", description="listener that redirects http to https")
-    use_proxy_protocol: Flag = Field(default=False, description="expect the PROXY protocol")
+    use_proxy_protocol: Flag = Field(
+        default=False, description="demand the PROXY protocol of who connects"
+    )
     grpc_address: Text = Field(":443", description="gRPC listener, host:port")
     grpc_insecure: Flag | None = Field(None, description="no TLS on the gRPC listener")
     grpc_client_timeout: Duration = Field(10.0, description="time for one authorization check")
-    grpc_client_ca: Text = Field("", description="base64 PEM: who signs our gRPC clients")
-    grpc_client_ca_file: FilePath = Field("", description="the same as a file")
-    grpc_client_certificate_file: FilePath = Field("", description="shown by our gRPC clients")
-    grpc_client_key_file: FilePath = Field("", description="its key")
+    grpc_client_ca: Text = Field(
+        "", description="base64 PEM of who signs the certificates of gRPC clients"
+    )
+    grpc_client_ca_file: FilePath = Field("", description="PEM file of the same; not both")
+    grpc_client_certificate_file: FilePath = Field("", description="PEM file our gRPC clients show")
+    grpc_client_key_file: FilePath = Field("", description="PEM file of its key")
     envoy_bind_config_source_address: Text = Field("", description="source address upstream")
     envoy_bind_config_freebind: Flag | None = Field(None, description="IP_FREEBIND upstream")
     health_check_addr: HostPort = Field("127.0.0.1:28080", description="HTTP probes")
@@ -354,17 +309,28 @@ class Settings(Model):
         HeadersWithUnderscoresAction, EnumOf("HEADERS_WITH_UNDERSCORES_ACTION")
     ] = Field(HeadersWithUnderscoresAction.REJECT_REQUEST, description="_ in a header name")
     allow_upgrades: TextList = Field((), description="upgrade tokens that routes let through")
-    set_response_headers: Headers | None = Field(None, description="response headers everywhere")
-    timeout_read: Duration = Field(30.0, description="time to receive a request; 0s is no limit")
-    timeout_write: Duration = Field(0.0, description="time for a request in all; 0s is no limit")
-    timeout_idle: Duration = Field(300.0, description="time without data")
-    default_upstream_timeout: Duration = Field(30.0, description="timeout of routes without one")
+    set_response_headers: Headers | None = Field(
+        None,
+        description="response headers everywhere, instead of the built-in three; `disable` clears",
+    )
+    timeout_read: Duration = Field(
+        30.0, description="time to receive a whole request; 0s is no limit"
+    )
+    timeout_write: Duration = Field(
+        0.0, description="time for a request from first to last byte; 0s is no limit"
+    )
+    timeout_idle: Duration = Field(
+        300.0, description="time without data on a connection or stream; 0s is no limit"
+    )
+    default_upstream_timeout: Duration = Field(30.0, description="timeout of routes that set none")
 
     # Certificates
     certificate: Text = Field("", description="base64 PEM of a certificate chain")
-    certificate_key: Secret = Field(NO_SECRET, description="base64 PEM of its key")
+    certificate_key: Secret = Field(NO_SECRET, description="base64 PEM of the key of certificate")
     certificate_file: FilePath = Field("", description="PEM file of a certificate chain")
-    certificate_key_file: FilePath = Field("", description="PEM file of its key")
+    certificate_key_file: FilePath = Field(
+        "", description="PEM file of the key of certificate_file"
+    )
     certificates: Annotated[tuple[CertificateFiles, ...], ListFromJSON] = Field(
         (), description="further pairs of PEM files"
     )
@@ -375,11 +341,17 @@ class Settings(Model):
     autocert_must_staple: Flag = Field(
         default=False, description="ask for must-staple certificates"
     )
-    autocert_eab_key_id: Text = Field("", description="external account binding")
-    autocert_eab_mac_key: Secret = Field(NO_SECRET, description="external account binding")
+    autocert_eab_key_id: Text = Field("", description="external account binding: key id")
+    autocert_eab_mac_key: Secret = Field(
+        NO_SECRET, description="external account binding: key, base64url"
+    )
     autocert_dir: FilePath = Field("", description="where certificates are kept")
-    autocert_trusted_ca: Text = Field("", description="base64 PEM of the directory's authority")
-    autocert_trusted_ca_file: FilePath = Field("", description="the same as a file")
+    autocert_trusted_ca: Text = Field(
+        "", description="base64 PEM of the ACME directory's authority"
+    )
+    autocert_trusted_ca_file: FilePath = Field(
+        "", description="PEM file of the ACME directory's authority; not both"
+    )
     downstream_mtls: DownstreamMTLS = Field(DownstreamMTLS(), description="client certificates")
 
     # Upstream defaults
@@ -389,8 +361,12 @@ class Settings(Model):
     dns_lookup_family: Annotated[
         DNSLookupFamily, _exactly(DNSLookupFamily, "dns_lookup_family")
     ] = Field(DNSLookupFamily.V4_PREFERRED, description="address families of upstreams")
-    dns_refresh_rate: Duration | None = Field(None, description="time between look-ups")
-    dns_failure_refresh_rate: Duration | None = Field(None, description="the same after a failure")
+    dns_refresh_rate: Duration | None = Field(
+        None, description="time between look-ups, 1ms or more"
+    )
+    dns_failure_refresh_rate: Duration | None = Field(
+        None, description="time to the next look-up after one that failed"
+    )
     dns_query_timeout: Duration | None = Field(None, description="time for one query")
     dns_query_tries: UInt32 | None = Field(None, description="tries for one query")
     dns_udp_max_queries: UInt32 | None = Field(None, description="queries on one UDP socket")
@@ -406,55 +382,98 @@ class Settings(Model):
     authorize_log_fields: TextList = Field(
         AUTHORIZE_LOG_FIELDS, description="fields of decision logs"
     )
-    metrics_address: HostPort = Field("", description="metrics listener")
+    metrics_address: HostPort = Field("", description="host:port of the metrics listener")
     metrics_basic_auth: Secret = Field(NO_SECRET, description="base64 of user:password")
-    metrics_certificate: Text = Field("", description="base64 PEM")
-    metrics_certificate_file: FilePath = Field("", description="the same as a file")
-    metrics_certificate_key: Secret = Field(NO_SECRET, description="base64 PEM of its key")
-    metrics_certificate_key_file: FilePath = Field("", description="the same as a file")
-    metrics_client_ca: Text = Field("", description="base64 PEM: who signs metrics readers")
-    metrics_client_ca_file: FilePath = Field("", description="the same as a file")
+    metrics_certificate: Text = Field(
+        "", description="base64 PEM of the metrics listener's certificate"
+    )
+    metrics_certificate_file: FilePath = Field(
+        "", description="PEM file of the same; the inline form wins"
+    )
+    metrics_certificate_key: Secret = Field(
+        NO_SECRET, description="base64 PEM of the key of metrics_certificate"
+    )
+    metrics_certificate_key_file: FilePath = Field(
+        "", description="PEM file of the same; the inline form wins"
+    )
+    metrics_client_ca: Text = Field(
+        "", description="base64 PEM of who signs the certificates of metrics readers"
+    )
+    metrics_client_ca_file: FilePath = Field(
+        "", description="PEM file of the same; the inline form wins"
+    )
     otel_traces_exporter: Text = Field("", description="otlp, or none")
     otel_traces_sampler_arg: Number = Field(1.0, description="share of requests traced, 0 to 1")
     otel_exporter_otlp_endpoint: URL = Field("", description="OTLP endpoint")
-    otel_exporter_otlp_traces_endpoint: URL = Field("", description="the same for traces; wins")
+    otel_exporter_otlp_traces_endpoint: URL = Field("", description="OTLP endpoint of traces; wins")
     otel_exporter_otlp_protocol: Text = Field("", description="grpc or http/protobuf")
-    otel_exporter_otlp_traces_protocol: Text = Field("", description="the same for traces; wins")
-    otel_exporter_otlp_headers: Secret = Field(NO_SECRET, description="K=V list")
-    otel_exporter_otlp_traces_headers: Secret = Field(NO_SECRET, description="the same for traces")
-    otel_exporter_otlp_timeout: UInt32 | None = Field(None, description="milliseconds")
-    otel_exporter_otlp_traces_timeout: UInt32 | None = Field(None, description="milliseconds")
-    otel_bsp_schedule_delay: UInt32 = Field(5000, description="milliseconds between batches")
-    otel_bsp_max_export_batch_size: UInt32 = Field(512, description="spans in a batch")
-    otel_resource_attributes: TextList = Field((), description="K=V list")
+    otel_exporter_otlp_traces_protocol: Text = Field("", description="protocol of traces; wins")
+    otel_exporter_otlp_headers: Secret = Field(
+        NO_SECRET, description="K=V list sent to the endpoint"
+    )
+    otel_exporter_otlp_traces_headers: Secret = Field(
+        NO_SECRET, description="K=V list sent with traces; wins"
+    )
+    otel_exporter_otlp_timeout: UInt32 | None = Field(
+        None, description="milliseconds for one export"
+    )
+    otel_exporter_otlp_traces_timeout: UInt32 | None = Field(
+        None, description="milliseconds for one export of traces; wins"
+    )
+    otel_bsp_schedule_delay: UInt32 = Field(
+        5000, description="milliseconds between batches, at least 100"
+    )
+    otel_bsp_max_export_batch_size: UInt32 = Field(512, description="spans in a batch, at least 1")
+    otel_resource_attributes: TextList = Field(
+        (), description="K=V list that describes this process"
+    )
     otel_log_level: Text = Field("", description="log level of tracing")
-    otel_attribute_value_length_limit: UInt32 | None = Field(None, description="characters")
-    debug_address: HostPort = Field("", description="debug listener")
-    envoy_admin_address: HostPort = Field("", description="Envoy's admin interface")
-    envoy_admin_access_log_path: Text = Field("/dev/null", description="its access log")
-    envoy_admin_profile_path: Text = Field("/dev/null", description="its profiles")
+    otel_attribute_value_length_limit: UInt32 | None = Field(
+        None, description="characters of an attribute value, 64 to 32768"
+    )
+    debug_address: HostPort = Field("", description="host:port of the debug listener")
+    envoy_admin_address: HostPort = Field("", description="host:port of Envoy's admin interface")
+    envoy_admin_access_log_path: Text = Field(
+        "/dev/null", description="access log of Envoy's admin interface"
+    )
+    envoy_admin_profile_path: Text = Field(
+        "/dev/null", description="profiles of Envoy's admin interface"
+    )
     envoy_dynamic_extensions: TextList = Field((), description="ignored here")
 
     # Databroker
     databroker_storage_type: Annotated[
         StorageType, _exactly(StorageType, "databroker storage backend type")
-    ] = Field(StorageType.MEMORY, description="where records are kept")
-    databroker_storage_connection_string: Secret = Field(NO_SECRET, description="file:// or DSN")
-    databroker_storage_connection_string_file: FilePath = Field("", description="same as a file")
+    ] = Field(
+        StorageType.MEMORY, description="where records are kept; memory and file serve one instance"
+    )
+    databroker_storage_connection_string: Secret = Field(
+        NO_SECRET, description="file:///directory, or a PostgreSQL DSN"
+    )
+    databroker_storage_connection_string_file: FilePath = Field(
+        "", description="file that holds the connection string; wins over it"
+    )
     databroker_cluster_nodes: Annotated[tuple[ClusterNode, ...], ListFromJSON] = Field(
         (), description="nodes of a raft cluster"
     )
     databroker_cluster_node_id: Text = Field("", description="this node")
     databroker_cluster_leader_id: Text = Field("", description="the fixed leader")
     databroker_raft_bind_address: HostPort = Field("", description="raft transport")
-    max_staleness: Duration = Field(300.0, description="how old authorize's copy may be when cut")
+    max_staleness: Duration = Field(
+        300.0,
+        description="how old authorize's copy may be while databroker is away; 0s is no limit",
+    )
 
     # SSH, MCP, recordings
     ssh_address: HostPort = Field("", description="SSH listener")
     ssh_host_key_files: FilePathList = Field((), description="host key files")
     ssh_host_keys: SecretList = Field((), description="host keys, PEM")
-    ssh_user_ca_key_file: FilePath = Field("", description="key that signs user certificates")
-    ssh_user_ca_key: Secret = Field(NO_SECRET, description="the same, PEM")
+    ssh_user_ca_key_file: FilePath = Field(
+        "", description="file that holds ssh_user_ca_key; wins over it"
+    )
+    ssh_user_ca_key: Secret = Field(
+        NO_SECRET, description="PEM of the key that signs user certificates"
+    )
     ssh_rls_enabled: Flag = Field(default=False, description="network rate limits")
     ssh_rls_additional_entries: Annotated[tuple[RateLimitEntry, ...], ListFromJSON] = Field(
         (), description="descriptor entries"
@@ -475,7 +494,7 @@ class Settings(Model):
         dict(RUNTIME_FLAGS), description="switches by name"
     )
     policy: Annotated[tuple[Route, ...], ListFromJSON] = Field(
-        (), description="routes under their old key; before `routes`"
+        (), description="routes under their old key; they come before those of routes"
     )
     routes: Annotated[tuple[Route, ...], ListFromJSON] = Field((), description="the routes")
 

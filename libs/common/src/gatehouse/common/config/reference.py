@@ -1,4 +1,4 @@
-"""Every key with its default and meaning, taken from the model itself."""
+"""Every key with its default, kind, environment form and meaning, taken from the model itself."""
 
 from __future__ import annotations
 
@@ -6,15 +6,27 @@ import enum
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, SecretStr
 from pydantic_core import PydanticUndefined
 
-from gatehouse.common.config.keys import fields_of
+from gatehouse.common.config.keys import ALIASES, ROUTE_ALIASES
 from gatehouse.common.config.model import Route, Settings
+from gatehouse.common.config.shape import Key, Kind, Shape, keys_of
 
-_ENVIRONMENT_ONLY_WHOLE = frozenset({"policy", "routes"})
+ROUTE_PREFIX: Final = "routes[]."
+_LISTS_OF_ROUTES: Final = frozenset({"policy", "routes"})
+_WHOLE_ONLY: Final = frozenset({"downstream_mtls"})  # its leaves have variables, itself has none
+_FORMS: Final = {
+    Kind.LIST: "commas between",
+    Kind.HEADER_NAMES: "commas between",
+    Kind.PATHS: "commas between",
+    Kind.CLAIMS_HEADERS: "JSON, or claims with commas between",
+    **dict.fromkeys(
+        (Kind.MAP, Kind.FLAGS, Kind.MODEL, Kind.MODELS, Kind.MODEL_MAP, Kind.MAPS), "JSON"
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,58 +37,87 @@ class KeyReference:
     default: str  # as one would write it in YAML; empty when there is none
     meaning: str
     variable: str  # environment variable; empty when there is none
+    variable_form: str = ""  # how that variable is written, when not as in a file
+    type: str = ""  # duration; one of a, b, c; whole number 0 to 100
+    aliases: tuple[str, ...] = ()
 
 
 def key_references() -> Iterator[KeyReference]:
     """Global keys in the order of the model, then those of routes, each with what it holds."""
-    for key, model in fields_of(Settings).items():
-        variable = "" if key == "downstream_mtls" else key.upper()
-        yield _reference(Settings, key, key, variable)
-        if model is not None and key not in _ENVIRONMENT_ONLY_WHOLE:
-            yield from _below(model, key, Settings, key)
-    for key, model in fields_of(Route).items():
-        yield _reference(Route, key, f"routes[].{key}", "")
-        if model is not None:
-            yield from _below(model, f"routes[].{key}", Route, key)
+    for key in keys_of(Settings):
+        aliases = tuple(alias for alias, name in ALIASES.items() if name == key.name)
+        yield _reference(key, key.name, *_variable(key), aliases)
+        if key.shape.model is not None and key.name not in _LISTS_OF_ROUTES:
+            yield from _below(key, key.name)
+    for key in keys_of(Route):
+        aliases = tuple(alias for alias, name in ROUTE_ALIASES.items() if name == key.name)
+        yield _reference(key, f"{ROUTE_PREFIX}{key.name}", "", "", aliases)
+        if key.shape.model is not None:
+            yield from _below(key, f"{ROUTE_PREFIX}{key.name}")
 
 
-def _below(
-    model: type[BaseModel], path: str, parent: type[BaseModel], key: str
-) -> Iterator[KeyReference]:
-    annotation = str(_field(parent, key).annotation)
-    if annotation.startswith("tuple"):
-        path += "[]"
-    elif annotation.startswith("dict"):
-        path += ".<name>"
-    for name, inner in fields_of(model).items():
-        variable = f"{path}_{name}".upper() if path == "downstream_mtls" else ""
-        yield _reference(model, name, f"{path}.{name}", variable)
-        if inner is not None:
-            yield from _below(inner, f"{path}.{name}", model, name)
+def _below(parent: Key, path: str) -> Iterator[KeyReference]:
+    assert parent.shape.model is not None
+    path += {Kind.MODELS: "[]", Kind.MODEL_MAP: ".<name>"}.get(parent.shape.kind, "")
+    for key in keys_of(parent.shape.model):
+        variable = f"{path}_{key.name}".upper() if path in _WHOLE_ONLY else ""
+        form = _FORMS.get(key.shape.kind, "") if variable else ""
+        yield _reference(key, f"{path}.{key.name}", variable, form, ())
+        if key.shape.model is not None:
+            yield from _below(key, f"{path}.{key.name}")
 
 
-def _field(model: type[BaseModel], key: str) -> Any:
-    return next(
-        info for name, info in model.model_fields.items() if key in {info.alias or name, name}
-    )
+def _variable(key: Key) -> tuple[str, str]:
+    if key.name in _WHOLE_ONLY:
+        return "", ""
+    if key.name in _LISTS_OF_ROUTES:
+        return key.name.upper(), "base64 of a YAML or JSON list"
+    if key.name == "set_response_headers":
+        return "HEADERS", "JSON, or Name:value with commas between"
+    return key.name.upper(), _FORMS.get(key.shape.kind, "")
 
 
-def _reference(model: type[BaseModel], key: str, path: str, variable: str) -> KeyReference:
-    info = _field(model, key)
+def _reference(
+    key: Key, path: str, variable: str, form: str, aliases: tuple[str, ...]
+) -> KeyReference:
     return KeyReference(
-        path, _default(info.default, str(info.annotation)), info.description or "", variable
+        path=path,
+        default=written_default(key),
+        meaning=key.info.description or "",
+        variable=variable,
+        variable_form=form,
+        type=_type(key.shape),
+        aliases=aliases,
     )
 
 
-def _default(value: Any, annotation: str) -> str:
+def _type(shape: Shape) -> str:
+    if shape.kind is Kind.CHOICE:
+        return f"one of {', '.join(shape.choices)}"
+    if shape.kind is Kind.WHOLE and shape.bounds == (0, 100):
+        return "percent, 0 to 100"
+    return str(shape.kind)
+
+
+def written_default(key: Key) -> str:
+    """The default of a key as one would write it in a file; empty when there is none."""
+    value: Any = key.info.default
     if value is None or value is PydanticUndefined or isinstance(value, SecretStr | BaseModel):
         return ""
     if isinstance(value, enum.Enum):
         return str(value.value)
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, float) and "float" in annotation:
-        return f"{value:g}s" if value != 1.0 else "1.0"
+    if key.shape.kind in {Kind.DURATION, Kind.SECONDS}:
+        return format_duration(value)
     if isinstance(value, tuple | dict):
         return json.dumps(value) if value else ""
     return str(value)
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds in the largest unit that leaves a whole number: 14h, 5m, 30s, 0.25s."""
+    for unit, size in (("h", 3600), ("m", 60)):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:g}{unit}"
+    return f"{seconds:.9f}".rstrip("0").rstrip(".") + "s"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -32,6 +32,7 @@ from gatehouse.common.config.routes import (
     route_checksum,
     route_id,
 )
+from gatehouse.common.config.shadowing import Hiding, Shadow, shadows
 from gatehouse.common.config.unavailable import MESSAGE, unavailable_in_route
 from gatehouse.common.jose.keys import SigningKey
 from gatehouse.common.policy.ast import Policy, canonical
@@ -41,6 +42,7 @@ from gatehouse.common.policy.parser import parse_policy
 from gatehouse.common.session.idp_id import idp_id
 
 _GITHUB_VERSION: Final = 1
+_PATH_KEYS: Final = ("path", "prefix", "regex")
 
 # Global keys that shape what authorize answers; a change makes every remembered answer stale.
 _DECISION_KEYS: Final = (
@@ -82,7 +84,7 @@ class RouteResolver:
                     "remove one of them, or name them",
                 )
             resolved.append(made)
-        self._unreachable(resolved)
+        self._shadowed(resolved)
         return tuple(resolved)
 
     def _written(self) -> Iterator[tuple[KeyPath, Route]]:
@@ -284,38 +286,53 @@ class RouteResolver:
             ),
         )
 
-    def _unreachable(self, routes: list[ResolvedRoute]) -> None:
-        """Warn of routes that an earlier one of the same `from` shadows."""
-        earlier: dict[tuple[str, str, int | None, tuple[str, ...]], list[ResolvedRoute]] = {}
-        paths = list(self._written())
-        by_settings = {id(route): path for path, route in paths}
-        for route in routes:
-            url = route.from_url
-            before = earlier.setdefault((url.scheme, url.host, url.port, url.connect_targets), [])
-            shadow = next(
-                (other for other in before if _covers(other.settings, route.settings)), None
+    def _shadowed(self, routes: list[ResolvedRoute]) -> None:
+        """Warn of routes that can never be reached, and of hosts that hide wildcards."""
+        written = {id(route): path for path, route in self._written()}
+        places = [written[id(route.settings)] for route in routes]
+        found = shadows(
+            routes,
+            sign_in_url=self.settings.authenticate_service_url,
+            serves_sign_in=ServiceName.AUTHENTICATE in self.services,
+        )
+        for shadow in found:
+            self.inputs.warn(
+                *_shadow_warning(shadow, places, routes, self.inputs.line_of),
             )
-            if shadow is not None:
-                first = by_settings[id(shadow.settings)]
-                self.inputs.report(
-                    Severity.WARNING,
-                    (*by_settings[id(route.settings)], "from"),
-                    f"can never be reached: {first[0]}[{first[1]}] before it matches all of it",
-                    "put the narrower route first",
-                )
-            else:
-                before.append(route)
 
 
-def _covers(first: Route, second: Route) -> bool:
-    """True when every path of `second` is one that `first` matches; regexes only when equal."""
-    if first.regex:
-        return first.regex == second.regex
-    if first.path:
-        return first.path == second.path and not second.regex
-    prefix = first.prefix or "/"
-    if prefix == "/":
-        return True
-    if second.regex:
-        return False
-    return (second.path or second.prefix or "/").startswith(prefix)
+def _shadow_warning(
+    shadow: Shadow,
+    places: Sequence[KeyPath],
+    routes: Sequence[ResolvedRoute],
+    line_of: Callable[[KeyPath], int | None],
+) -> tuple[KeyPath, str, str]:
+    def named(index: int) -> str:
+        top, position = places[index][:2]
+        settings = routes[index].settings
+        parts = [f"line {line}"] if (line := line_of((*places[index], "from"))) else []
+        rules = (f"{key} {value}" for key in _PATH_KEYS if (value := getattr(settings, key)))
+        parts += [settings.from_, *rules]
+        return f"{top}[{position}] ({', '.join(parts)})"
+
+    at = (*places[shadow.route], "from")
+    if shadow.by is None:
+        return (
+            at,
+            "can never be reached: Gatehouse itself answers these paths of every host",
+            "another path; /.pomerium, /.well-known/pomerium, /ping and /healthz are taken",
+        )
+    by = named(shadow.by)
+    if shadow.hiding is Hiding.SAME:
+        return at, f"can never be reached: {by} before it has the same from and path", "keep one"
+    if shadow.hiding is Hiding.WHOLE:
+        return (
+            at,
+            f"can never be reached: {by} before it matches all of it",
+            "put the narrower route first",
+        )
+    return (
+        (*places[shadow.by], "from"),
+        f"hides {named(shadow.route)} on {shadow.host}: all other paths there answer 404",
+        f"add a route for {shadow.host} without path, if they are wanted",
+    )

@@ -203,7 +203,9 @@ class HealthCheck(Model):
     interval: ProtoDuration | None = Field(None, description="time between checks; required")
     initial_jitter: ProtoDuration | None = Field(None, description="random delay of the first")
     interval_jitter: ProtoDuration | None = Field(None, description="random extra delay")
-    interval_jitter_percent: UInt32 | None = Field(None, description="the same, percent")
+    interval_jitter_percent: UInt32 | None = Field(
+        None, description="random extra delay, percent of interval"
+    )
     unhealthy_threshold: UInt32 | None = Field(None, description="failures until out; required")
     healthy_threshold: UInt32 | None = Field(None, description="successes until in; required")
     reuse_connection: Flag | None = Field(None, description="keep the connection")
@@ -234,15 +236,27 @@ class OutlierDetection(Model):
     consecutive_5xx: UInt32 | None = Field(None, description="5xx in a row that eject a host")
     interval: ProtoDuration | None = Field(None, description="time between analyses")
     base_ejection_time: ProtoDuration | None = Field(None, description="shortest ejection")
-    max_ejection_percent: UInt32 | None = Field(None, description="hosts ejected at most")
-    enforcing_consecutive_5xx: Percent | None = Field(None, description="chance to enforce")
-    enforcing_success_rate: Percent | None = Field(None, description="chance to enforce")
-    success_rate_minimum_hosts: UInt32 | None = Field(None, description="hosts needed")
-    success_rate_request_volume: UInt32 | None = Field(None, description="requests needed")
-    success_rate_stdev_factor: UInt32 | None = Field(None, description="deviations, x 1000")
+    max_ejection_percent: UInt32 | None = Field(
+        None, description="percent of hosts ejected at most"
+    )
+    enforcing_consecutive_5xx: Percent | None = Field(
+        None, description="percent chance that consecutive_5xx ejects"
+    )
+    enforcing_success_rate: Percent | None = Field(
+        None, description="percent chance that the success rate ejects"
+    )
+    success_rate_minimum_hosts: UInt32 | None = Field(
+        None, description="hosts with enough requests before success rates count"
+    )
+    success_rate_request_volume: UInt32 | None = Field(
+        None, description="requests a host needs for its success rate to count"
+    )
+    success_rate_stdev_factor: UInt32 | None = Field(
+        None, description="deviations below the mean that eject, x 1000"
+    )
     consecutive_gateway_failure: UInt32 | None = Field(None, description="502-504 in a row")
     enforcing_consecutive_gateway_failure: Percent | None = Field(
-        None, description="chance to enforce"
+        None, description="percent chance that gateway failures eject"
     )
     split_external_local_origin_errors: Flag | None = Field(
         None, description="count connection failures apart"
@@ -251,20 +265,30 @@ class OutlierDetection(Model):
         None, description="connection failures in a row"
     )
     enforcing_consecutive_local_origin_failure: Percent | None = Field(
-        None, description="chance to enforce"
+        None, description="percent chance that connection failures eject"
     )
     enforcing_local_origin_success_rate: Percent | None = Field(
-        None, description="chance to enforce"
+        None, description="percent chance that the connection success rate ejects"
     )
-    failure_percentage_threshold: UInt32 | None = Field(None, description="percent that eject")
-    enforcing_failure_percentage: Percent | None = Field(None, description="chance to enforce")
+    failure_percentage_threshold: UInt32 | None = Field(
+        None, description="percent of failures that ejects a host"
+    )
+    enforcing_failure_percentage: Percent | None = Field(
+        None, description="percent chance that the failure percentage ejects"
+    )
     enforcing_failure_percentage_local_origin: Percent | None = Field(
-        None, description="chance to enforce"
+        None, description="percent chance, for connection failures"
     )
-    failure_percentage_minimum_hosts: UInt32 | None = Field(None, description="hosts needed")
-    failure_percentage_request_volume: UInt32 | None = Field(None, description="requests needed")
+    failure_percentage_minimum_hosts: UInt32 | None = Field(
+        None, description="hosts with enough requests before percentages count"
+    )
+    failure_percentage_request_volume: UInt32 | None = Field(
+        None, description="requests a host needs for its percentage to count"
+    )
     max_ejection_time: ProtoDuration | None = Field(None, description="longest ejection")
-    max_ejection_time_jitter: ProtoDuration | None = Field(None, description="random extra")
+    max_ejection_time_jitter: ProtoDuration | None = Field(
+        None, description="random extra time of an ejection"
+    )
     successful_active_health_check_uneject_host: Flag | None = Field(
         None, description="a good active check ends an ejection"
     )
@@ -283,7 +307,7 @@ class UpstreamOAuth2(Model):
     """`mcp.server.upstream_oauth2`."""
 
     client_id: Text = Field("", description="OAuth client")
-    client_secret: Secret | None = Field(None, description="its secret")
+    client_secret: Secret | None = Field(None, description="secret of client_id")
     endpoint: OAuth2Endpoint = Field(OAuth2Endpoint(), description="its endpoints")
     scopes: TextList = Field((), description="scopes asked for")
     authorization_url_params: TextMap = Field({}, description="extra request parameters")
@@ -354,7 +378,7 @@ class Route(Model):
     logo_url: Text = Field("", description="shown in the routes portal")
 
     from_: Text = Field("", alias="from", description="external URL; may hold * in the host")
-    to: TextOrList = Field((), description="upstream URL or URLs, each with optional ,weight")
+    to: TextOrList = Field((), description="upstream URL or URLs, each with an optional ,weight")
     redirect: Redirect | None = Field(None, description="answer with a redirect")
     response: DirectResponse | None = Field(None, description="answer with fixed text")
 
@@ -365,11 +389,17 @@ class Route(Model):
 
     prefix_rewrite: Text = Field("", description="replaces the matched part of the path")
     regex_rewrite_pattern: Text = Field("", description="RE2 expression replaced in the path")
-    regex_rewrite_substitution: Text = Field("", description=r"its replacement, with \1 groups")
+    regex_rewrite_substitution: Text = Field(
+        "", description=r"what replaces it, with \1 for groups"
+    )
     host_rewrite: Text = Field("", description="Host sent upstream")
     host_rewrite_header: Text = Field("", description="request header that holds that Host")
-    host_path_regex_rewrite_pattern: Text = Field("", description="takes the Host from the path")
-    host_path_regex_rewrite_substitution: Text = Field("", description="the Host made from it")
+    host_path_regex_rewrite_pattern: Text = Field(
+        "", description="RE2 expression over the path that yields the Host"
+    )
+    host_path_regex_rewrite_substitution: Text = Field(
+        "", description=r"the Host made from it, with \1 for groups"
+    )
     preserve_host_header: Flag = Field(
         default=False, description="send the Host that the client sent"
     )
@@ -390,26 +420,44 @@ class Route(Model):
 
     tls_skip_verify: Flag = Field(default=False, description="accept any upstream certificate")
     tls_upstream_server_name: Text = Field("", description="name expected of the upstream")
-    tls_server_name: Text = Field("", description="the same; deprecated")
-    tls_downstream_server_name: Text = Field("", description="a further host for this route's TLS")
-    tls_custom_ca: Text = Field("", description="base64 PEM of the upstream's authority")
-    tls_custom_ca_file: FilePath = Field("", description="the same as a file")
-    tls_client_cert: Text = Field("", description="base64 PEM shown to the upstream")
-    tls_client_cert_file: FilePath = Field("", description="the same as a file")
-    tls_client_key: Secret | None = Field(None, description="base64 PEM of its key")
-    tls_client_key_file: FilePath = Field("", description="the same as a file")
-    tls_downstream_client_ca: Text = Field("", description="base64 PEM: who signs clients here")
-    tls_downstream_client_ca_file: FilePath = Field("", description="the same as a file")
+    tls_server_name: Text = Field(
+        "", description="older name of tls_upstream_server_name, which wins"
+    )
+    tls_downstream_server_name: Text = Field(
+        "", description="a further host name that TLS clients of this route may ask for"
+    )
+    tls_custom_ca: Text = Field(
+        "", description="base64 PEM of the upstream's authority, instead of all others"
+    )
+    tls_custom_ca_file: FilePath = Field("", description="PEM file of the same; wins")
+    tls_client_cert: Text = Field(
+        "", description="base64 PEM of the certificate shown to the upstream"
+    )
+    tls_client_cert_file: FilePath = Field(
+        "", description="PEM file of the same; the inline pair wins"
+    )
+    tls_client_key: Secret | None = Field(
+        None, description="base64 PEM of the key of tls_client_cert"
+    )
+    tls_client_key_file: FilePath = Field(
+        "", description="PEM file of the key of tls_client_cert_file"
+    )
+    tls_downstream_client_ca: Text = Field(
+        "", description="base64 PEM of who signs this route's clients"
+    )
+    tls_downstream_client_ca_file: FilePath = Field("", description="PEM file of the same; wins")
     tls_upstream_allow_renegotiation: Flag = Field(
-        default=False, description="TLS 1.2 renegotiation"
+        default=False, description="let a TLS 1.2 upstream renegotiate"
     )
 
     load_balancing_policy: Annotated[LoadBalancingPolicy, EnumOf()] = Field(
         LoadBalancingPolicy.ROUND_ROBIN, description="how upstreams share the requests"
     )
-    least_request_lb_config: LeastRequestConfig | None = Field(None, description="its options")
-    ring_hash_lb_config: RingHashConfig | None = Field(None, description="its options")
-    maglev_lb_config: MaglevConfig | None = Field(None, description="its options")
+    least_request_lb_config: LeastRequestConfig | None = Field(
+        None, description="options of LEAST_REQUEST"
+    )
+    ring_hash_lb_config: RingHashConfig | None = Field(None, description="options of RING_HASH")
+    maglev_lb_config: MaglevConfig | None = Field(None, description="options of MAGLEV")
     connect_chaining: Flag = Field(
         default=False, description="forward CONNECT to an http(s) upstream"
     )
@@ -424,7 +472,7 @@ class Route(Model):
         None, description="limits towards the upstream"
     )
 
-    policy: Any = Field(None, description="who may use the route, in the policy language")
+    policy: Any = Field(None, description="who may use the route, in the policy language (PPL)")
     allow_public_unauthenticated_access: Flag = Field(default=False, description="everybody may")
     allow_any_authenticated_user: Flag = Field(default=False, description="everybody signed in may")
     allowed_users: TextList = Field((), description="user ids or e-mail addresses that may")
@@ -436,7 +484,7 @@ class Route(Model):
     )
 
     idp_client_id: Text = Field("", description="OAuth client of this route")
-    idp_client_secret: Secret | None = Field(None, description="its secret")
+    idp_client_secret: Secret | None = Field(None, description="secret of idp_client_id")
     idp_access_token_allowed_audiences: TextList | None = Field(
         None, description="audiences accepted in access tokens"
     )
@@ -450,8 +498,12 @@ class Route(Model):
     depends_on: TextList = Field((), description="hosts signed in together with this one")
     show_error_details: Flag = Field(default=False, description="explain refusals on the page")
 
-    kubernetes_service_account_token: Secret | None = Field(None, description="Kubernetes token")
-    kubernetes_service_account_token_file: FilePath = Field("", description="the same as a file")
+    kubernetes_service_account_token: Secret | None = Field(
+        None, description="token sent to a Kubernetes API, with Impersonate headers"
+    )
+    kubernetes_service_account_token_file: FilePath = Field(
+        "", description="file that holds the token; not both"
+    )
     enable_google_cloud_serverless_authentication: Flag = Field(
         default=False, description="send a Google ID token upstream"
     )

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from gatehouse.common.config import values
 from gatehouse.common.config.model import LOG_LEVELS, CookieSameSite, LogLevel
-from gatehouse.common.config.route_model import Claims
+from gatehouse.common.config.route_model import BearerTokenFormat, Claims
 
 
 class Kind(enum.StrEnum):
@@ -96,6 +96,7 @@ _KINDS: Final[Mapping[Any, Kind]] = {
     values.SecretList: Kind.SECRETS,
     Claims: Kind.CLAIMS,
 }
+_HIDDEN: Final = BearerTokenFormat.UNKNOWN  # accepted; it means the default
 _BOUNDS: Final[Mapping[Any, tuple[int, int]]] = {
     values.Int32: (-(2**31), 2**31 - 1),
     values.UInt32: (0, 2**32 - 1),
@@ -136,7 +137,7 @@ def _choice(members: type[enum.StrEnum], metadata: tuple[Any, ...]) -> Shape:
     mark = next((item for item in metadata if isinstance(item, values.EnumOf)), None)
     return Shape(
         Kind.CHOICE,
-        choices=tuple(str(member.value) for member in members if member.value),
+        choices=tuple(str(m.value) for m in members if m.value and m is not _HIDDEN),
         prefix="" if mark is None else mark.prefix,
         any_case=mark is not None or members is CookieSameSite,
     )

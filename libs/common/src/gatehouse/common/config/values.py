@@ -11,6 +11,7 @@ import base64
 import binascii
 import enum
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final, TypeVar
@@ -117,14 +118,15 @@ def _between(low: int, high: int) -> Callable[[Any], int]:
 def _float(value: Any) -> float:
     if isinstance(value, bool):
         raise problem("is a boolean", "a number")
-    if isinstance(value, int | float):
-        return float(value)
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            raise problem(f"{shorten(value)} is not a number", "a number") from None
-    raise problem(f"is a {kind(value)}", "a number")
+    if not isinstance(value, int | float | str):
+        raise problem(f"is a {kind(value)}", "a number")
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise problem(f"{shorten(str(value))} is not a number", "a number")
+    return number
 
 
 def shorten(value: str) -> str:
@@ -376,6 +378,12 @@ class EnumOf:
     def __init__(self, proto_prefix: str = "") -> None:
         self.prefix = proto_prefix
 
+    def _spellings(self, name: str) -> tuple[str, ...]:
+        """`CODEC_TYPE_AUTO`, `AUTO`, and `ISSUERURI` for a prefix without underscore."""
+        if not self.prefix:
+            return (name,)
+        return (f"{self.prefix}_{name}".upper(), name, f"{self.prefix}{name}".upper())
+
     def __get_pydantic_core_schema__(
         self, source: type[enum.StrEnum], handler: GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
@@ -388,11 +396,11 @@ class EnumOf:
             text = _text(value).strip().upper()
             if not text:
                 return members[0]
-            for member in members:
-                full = f"{self.prefix}_{member.value}".upper() if self.prefix else ""
-                short = member.value.upper()
-                if text in {short, full} or (full and full.endswith("_" + text)):
-                    return member
+            spelled = {member: self._spellings(str(member.value).upper()) for member in members}
+            exact = [member for member, names in spelled.items() if text in names]
+            ends = [member for member, names in spelled.items() if names[0].endswith(f"_{text}")]
+            if exact or len(ends) == 1:
+                return (exact or ends)[0]
             allowed = ", ".join(str(member.value) for member in members if member.value)
             raise problem(f"unsupported value {shorten(_text(value))}", f"one of {allowed}")
 

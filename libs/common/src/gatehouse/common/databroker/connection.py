@@ -64,9 +64,12 @@ class DatabrokerConnection:
     `prepare` goes to `ConfigHub.join`, by itself or as a part of the service's own.
     """
 
-    def __init__(self, context: ProcessContext, subject: str) -> None:
+    def __init__(
+        self, context: ProcessContext, subject: str, *, close_grace_s: float = CLOSE_GRACE_S
+    ) -> None:
         """`subject` is the calling service. Raises ConfigError without a databroker to call."""
         self._context = context
+        self._close_grace_s = close_grace_s
         self._credentials = ServiceCredentials(
             subject, lambda: context.config.current.shared_secrets, context.clock
         )
@@ -107,7 +110,7 @@ class DatabrokerConnection:
                         wait.cancel()
                     ended.set()
                     if channel is not self._channel:
-                        tasks.create_task(channel.close(CLOSE_GRACE_S))
+                        tasks.create_task(channel.close(self._close_grace_s))
         finally:
             await self._channel.close()
 

@@ -80,7 +80,7 @@ def allowed(
     headers: Sequence[tuple[str, str]],
     *,
     remove: Sequence[str] = (),
-    metadata: Mapping[str, str],
+    metadata: Mapping[str, object],
 ) -> Any:
     """Let the request through with these headers; `metadata` is for access log and filters."""
     return CheckResponse(
@@ -104,11 +104,15 @@ def denied(
     facts: RequestFacts,
     status: int,
     *,
-    metadata: Mapping[str, str],
+    metadata: Mapping[str, object],
     email: str = "",
     detail: str = "",
+    advice: Sequence[str] = (),
 ) -> Any:
-    """Refuse, in the form that this client understands."""
+    """Refuse, in the form that this client understands.
+
+    `advice` is what the administrator wants people to read; it replaces our own next steps.
+    """
     request_id = safe_request_id(facts.request_id)
     if "kubernetes/" in facts.headers.get("user-agent", ""):
         body = _kubernetes_status(status, request_id)
@@ -134,7 +138,7 @@ def denied(
         reason=text.heading,
         request_id=request_id,
         detail=detail or text.detail,
-        next_steps=text.next_steps,
+        next_steps=tuple(advice) or text.next_steps,
         links=(Link("Your session", "/.pomerium/"),) if status in {401, 403} else (),
     )
     headers = [
@@ -146,14 +150,20 @@ def denied(
 
 
 def redirect(
-    facts: RequestFacts, location: str, set_cookie: str, *, metadata: Mapping[str, str]
+    facts: RequestFacts,
+    location: str,
+    set_cookie: str = "",
+    *,
+    metadata: Mapping[str, object],
+    what: str = "Sign in",
 ) -> Any:
-    """Send a browser to sign in."""
+    """Send a browser to sign in, or to another page of ours."""
     if facts.path == "/robots.txt":
         return _robots(metadata)
     body = (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Sign in</title>'
-        f'<p><a href="{html.escape(location, quote=True)}">Sign in</a> to continue.</p></html>\n'
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>'
+        f'{what}</title><p><a href="{html.escape(location, quote=True)}">{what}</a>'
+        " to continue.</p></html>\n"
     )
     headers = [
         ("location", location),
@@ -164,7 +174,8 @@ def redirect(
     ]
     response = _response(302, body, headers, metadata)
     # Added, not set: nothing else that sets a cookie may be lost.
-    response.denied_response.headers.append(_header("set-cookie", set_cookie, _ADD))
+    if set_cookie:
+        response.denied_response.headers.append(_header("set-cookie", set_cookie, _ADD))
     return response
 
 
@@ -217,6 +228,12 @@ def _denial_text(status: int, email: str) -> DenialText:
                 "No application is configured here.",
                 ("Check the address.",),
             )
+        case 450:
+            return DenialText(
+                "Your device may not open this page",
+                "This application is for approved devices, and this one is not approved.",
+                ("Ask your administrator to approve this device.",),
+            )
         case 495:
             return DenialText(
                 "A client certificate is required",
@@ -249,7 +266,7 @@ def _kubernetes_status(status: int, request_id: str) -> str:
     )
 
 
-def _robots(metadata: Mapping[str, str]) -> Any:
+def _robots(metadata: Mapping[str, object]) -> Any:
     headers = [("content-type", "text/plain; charset=utf-8"), _NO_STORE]
     return _response(200, "User-agent: *\nDisallow: /\n", headers, metadata)
 
@@ -269,7 +286,7 @@ def _response(
     status: int,
     body: str,
     headers: Sequence[tuple[str, str]],
-    metadata: Mapping[str, str],
+    metadata: Mapping[str, object],
 ) -> Any:
     return CheckResponse(
         status=status_pb2.Status(code=Code.PERMISSION_DENIED.value, message="Access Denied"),
@@ -288,7 +305,7 @@ def _header(name: str, value: str, action: int) -> Any:
     )
 
 
-def _struct(values: Mapping[str, str]) -> Struct:
+def _struct(values: Mapping[str, Any]) -> Struct:
     struct = Struct()
     struct.update(values)
     return struct

@@ -19,6 +19,8 @@ from gatehouse.authorize.core.credentials import HandleReader, carries_token, fi
 from gatehouse.authorize.core.evaluator import (
     ROUTE_NOT_FOUND,
     Allow,
+    Deny,
+    EnrolDevice,
     Evaluation,
     Outcome,
     SignIn,
@@ -28,20 +30,29 @@ from gatehouse.authorize.core.evaluator import (
 from gatehouse.authorize.core.identity import ANONYMOUS, Identity
 from gatehouse.authorize.core.identity_headers import (
     ASSERTION_FOR_HEADER,
+    IMPERSONATED_GROUPS,
     NO_TOKENS,
     Assertion,
     AssertionSigner,
     Tokens,
     request_headers,
+    told_groups,
     verified_client_assertion,
 )
 from gatehouse.authorize.core.lru import LruCache
 from gatehouse.authorize.core.route_plan import Plans, RoutePlan
-from gatehouse.authorize.core.sign_in import sign_in_redirect
+from gatehouse.authorize.core.sign_in import (
+    DEVICE_PATHS,
+    device_redirect,
+    sign_in_redirect,
+)
 from gatehouse.common.clock import Rng
 from gatehouse.common.session.handle import Handle
 
 _RESPONSES: Final = 20_000
+_NOBODY_TO_IMPERSONATE: Final = (
+    "This application needs to know your email address, and your session has none."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +70,7 @@ class Answer:
     response: Any
     evaluation: Evaluation | None  # None: refused before policy
     outcome: Outcome | None
+    removed_groups: int = 0  # kept from the upstream by the groups filter
 
 
 class Decider:
@@ -115,14 +127,31 @@ class Decider:
         else:
             evaluation = plan.policy.evaluate(facts, identity)
         outcome = decide(evaluation)
+        removed_groups = 0
+        if isinstance(outcome, EnrolDevice) and facts.path in DEVICE_PATHS:
+            outcome = Allow(outcome.reasons)
         if isinstance(outcome, Allow):
             assert plan is not None
-            response = self._allowed(facts, plan, identity, tokens, now_s)
+            if plan.headers.kubernetes_token and not identity.assertion_email:
+                # Without a user to impersonate the request would act as the account itself.
+                response = denied(facts, 403, metadata=metadata, detail=_NOBODY_TO_IMPERSONATE)
+            else:
+                response = self._allowed(facts, plan, identity, tokens, now_s)
+            if plan.headers.groups_filter is not None:
+                removed_groups = told_groups(identity, plan.headers.groups_filter)[1]
         elif isinstance(outcome, SignIn):
             response = self._sign_in(facts, plan, metadata, now_s)
+        elif isinstance(outcome, EnrolDevice):
+            response = self._enrol(facts, outcome, metadata, now_s)
         else:
-            response = denied(facts, outcome.status, metadata=metadata, email=identity.log_email)
-        return Answer(response, evaluation, outcome)
+            response = denied(
+                facts,
+                outcome.status,
+                metadata=metadata,
+                email=identity.log_email,
+                advice=_advice(plan, facts, identity, outcome),
+            )
+        return Answer(response, evaluation, outcome, removed_groups)
 
     def _allowed(
         self,
@@ -152,7 +181,12 @@ class Decider:
             if verified is not None:
                 headers.append((ASSERTION_FOR_HEADER, verified))
                 headers.sort()
-        response = allowed(headers, remove=headers_plan.removed, metadata=_metadata(identity, plan))
+        metadata = _metadata(identity, plan)
+        if headers_plan.kubernetes_token:
+            metadata[IMPERSONATED_GROUPS] = list(
+                told_groups(identity, headers_plan.groups_filter)[0]
+            )
+        response = allowed(headers, remove=headers_plan.removed, metadata=metadata)
         if not is_own:
             self._responses.put(key, (assertion, response))
         return response
@@ -161,7 +195,7 @@ class Decider:
         self,
         facts: RequestFacts,
         plan: RoutePlan | None,
-        metadata: dict[str, str],
+        metadata: dict[str, object],
         now_s: float,
     ) -> Any:
         plans = self.plans
@@ -180,10 +214,39 @@ class Decider:
         )
         return redirect(facts, target.url, target.set_cookie, metadata=metadata)
 
+    def _enrol(
+        self,
+        facts: RequestFacts,
+        outcome: EnrolDevice,
+        metadata: dict[str, object],
+        now_s: float,
+    ) -> Any:
+        if not wants_sign_in_page(facts, carries_token=carries_token(facts)):
+            return denied(facts, 401, metadata=metadata)
+        key = self.plans.shared_secrets[0]
+        url = device_redirect(facts, outcome.device_type, key, now_s=now_s)
+        return redirect(facts, url, metadata=metadata, what="Show your device")
 
-def _metadata(identity: Identity, plan: RoutePlan | None) -> dict[str, str]:
+
+def _advice(
+    plan: RoutePlan | None, facts: RequestFacts, identity: Identity, outcome: Deny
+) -> tuple[str, ...]:
+    """What the administrator has to say to those refused by this route, if it may be said."""
+    if plan is None or not plan.shows_details:
+        return ()
+    found = [f"Reasons: {', '.join(sorted(outcome.reasons)) or 'no rule lets you in'}."]
+    for detail in plan.details:
+        if not detail.policy.evaluate(facts, identity).allow.value:
+            texts = (detail.explanation, detail.remediation)
+            text = " ".join(part for part in texts if part)
+            if text:
+                found.append(f"{detail.name}: {text}" if detail.name else text)
+    return tuple(found)
+
+
+def _metadata(identity: Identity, plan: RoutePlan | None) -> dict[str, object]:
     """For the access log; nothing secret."""
-    found: dict[str, str] = {}
+    found: dict[str, object] = {}
     if plan is not None and plan.id:
         found["route-id"] = plan.id
     if identity is not ANONYMOUS:

@@ -236,7 +236,7 @@ def merged(verdicts: Sequence[Verdict]) -> Verdict:
         return NO_VERDICT
     if len(verdicts) == 1:
         return verdicts[0]
-    value = any([verdict.value for verdict in verdicts])
+    value = any(verdict.value for verdict in verdicts)
     deciding = [verdict for verdict in verdicts if verdict.value is value]
     return Verdict(
         value,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Final, TypeAlias, TypeVar
 
 from gatehouse.authorize.core.claims import NO_CLAIMS, Claims
@@ -104,9 +103,6 @@ class Impersonation:
     email: str
 
 
-_NO_DEVICES: Final[Mapping[str, Device]] = MappingProxyType({})
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Identity:
     """What policy and headers see. Hashed and compared by object."""
@@ -117,7 +113,7 @@ class Identity:
     email: str  # for policy: the directory's if not empty, else the user's
     claims: Mapping[str, tuple[Data, ...]]  # for policy: user over session
     group_ids: tuple[str, ...] | None  # None: the directory does not know the user
-    devices: Mapping[str, Device] = _NO_DEVICES  # by device type
+    devices: Mapping[str, Device] = field(default_factory=dict)  # by device type
 
     is_service_account: bool = False
     log_user_id: str = ""  # of the loaded record, never the impersonated one
@@ -215,9 +211,7 @@ def subject_lookups(handle_id: str) -> Lookups:
     groups: tuple[DirectoryGroupFacts | None, ...] = ()
     for group_id in directory_user.group_ids if directory_user is not None else ():
         groups = (*groups, readable((yield DIRECTORY_GROUP, group_id), DirectoryGroupFacts))
-    return Subject(
-        session, account, impersonated, user, directory_user, groups, devices, own_user
-    )
+    return Subject(session, account, impersonated, user, directory_user, groups, devices, own_user)
 
 
 def _seen(session: SessionFacts, impersonated: SessionFacts | None) -> SessionFacts:
@@ -326,7 +320,7 @@ def _identity(
         email=directory_email or user_email,
         claims={**dict(session_claims.items()), **dict(user_claims.items())},
         group_ids=directory.group_ids if directory is not None else None,
-        devices=_devices(subject) if subject.devices else _NO_DEVICES,
+        devices=_devices(subject),
         is_service_account=is_service_account,
         log_user_id=user_id if log_user_id is None else log_user_id,
         log_email=user_email if log_email is None else log_email,

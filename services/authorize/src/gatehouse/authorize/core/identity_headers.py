@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from gatehouse.authorize.core.check_request import RequestFacts
 from gatehouse.authorize.core.claims import claim_text
@@ -26,6 +26,8 @@ from gatehouse.common.jose.times import check_times
 ASSERTION_HEADER: Final = "x-pomerium-jwt-assertion"
 ASSERTION_FOR_HEADER: Final = "x-pomerium-jwt-assertion-for"
 ROUTING_KEY_HEADER: Final = "x-pomerium-routing-key"
+# In the answer's metadata: the groups that become one Impersonate-Group header each.
+IMPERSONATED_GROUPS: Final = "impersonate-groups"
 
 LIFETIME_S: Final = 300
 RENEW_AFTER_S: Final = 60
@@ -58,6 +60,10 @@ class Tokens:
 NO_TOKENS: Final = Tokens()
 
 
+# What an assertion depends on: identity, host, issuer as URL, extra claims, groups filter.
+_Signed: TypeAlias = tuple[Identity, str, bool, tuple[str, ...], frozenset[str] | None]
+
+
 class AssertionSigner:
     """Signs assertions and remembers them for a renewal period. Bounded."""
 
@@ -66,9 +72,7 @@ class AssertionSigner:
     ) -> None:
         self._key = key
         self._new_id = new_id
-        self._signed: LruCache[tuple[Identity, str, bool, tuple[str, ...]], Assertion] = LruCache(
-            capacity
-        )
+        self._signed: LruCache[_Signed, Assertion] = LruCache(capacity)
 
     def assertion(
         self, identity: Identity, hostname: str, plan: HeaderPlan, now_s: float
@@ -77,7 +81,7 @@ class AssertionSigner:
 
         Raises what the signing library raises; the request must then fail.
         """
-        key = (identity, hostname, plan.issuer_is_uri, plan.extra_claims)
+        key = (identity, hostname, plan.issuer_is_uri, plan.extra_claims, plan.groups_filter)
         known = self._signed.get(key)
         # Also when the clock was set back: an assertion from the future verifies nowhere.
         if known is not None and 0 < known.renew_at_s - now_s <= RENEW_AFTER_S:
@@ -87,6 +91,7 @@ class AssertionSigner:
             hostname,
             issuer_is_uri=plan.issuer_is_uri,
             extra_claims=plan.extra_claims,
+            groups=told_groups(identity, plan.groups_filter)[0],
             now_s=now_s,
             token_id=self._new_id(),
         )
@@ -101,6 +106,7 @@ def assertion_claims(
     *,
     issuer_is_uri: bool,
     extra_claims: Sequence[str],
+    groups: Sequence[str],
     now_s: float,
     token_id: str,
 ) -> dict[str, Any]:
@@ -116,7 +122,7 @@ def assertion_claims(
         "sub": identity.user_id,
         "user": identity.user_id,
         "email": identity.assertion_email,
-        "groups": list(identity.header_groups),
+        "groups": list(groups),
         "sid": identity.session_id,
         "name": claim_text(name) if name is not None else "",
     }
@@ -125,6 +131,25 @@ def assertion_claims(
         if values is not None:
             claims[claim] = claim_text(values)
     return claims
+
+
+def told_groups(
+    identity: Identity, groups_filter: frozenset[str] | None
+) -> tuple[tuple[str, ...], int]:
+    """The groups an upstream is told, and how many the filter took away.
+
+    The filter is over ids of directory groups; groups that come from a claim are not filtered.
+    """
+    ids = identity.group_ids
+    if groups_filter is None or not ids:
+        return identity.header_groups, 0
+    kept = tuple(group_id for group_id in ids if group_id in groups_filter)
+    names = (
+        group.name
+        for group in identity.subject.groups
+        if group is not None and group.name and group.id in groups_filter
+    )
+    return (*kept, *names), len(ids) - len(kept)
 
 
 def request_headers(
@@ -168,6 +193,10 @@ def _headers(
         yield ASSERTION_HEADER, assertion.jwt
         for name, claim in plan.claim_headers:
             yield name, _text(assertion.claims.get(claim))
+    if plan.kubernetes_token:
+        # Groups follow one line each, from the metadata of the answer: names may hold commas.
+        yield "authorization", f"Bearer {plan.kubernetes_token}"
+        yield "impersonate-user", identity.assertion_email
     if plan.routing_key:
         yield ROUTING_KEY_HEADER, hashlib.sha256(identity.session_id.encode()).hexdigest()
 

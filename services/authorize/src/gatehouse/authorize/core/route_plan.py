@@ -15,9 +15,11 @@ from gatehouse.common.config.issues import ConfigError, Issue, Severity
 from gatehouse.common.config.model import BearerTokenFormat, JWTIssuerFormat, LoadBalancingPolicy
 from gatehouse.common.config.resolved import ResolvedRoute, ResolvedSettings
 from gatehouse.common.config.route_checks import depends_on_host
+from gatehouse.common.ids import TypeUrl
 from gatehouse.common.jose.keys import SigningKey
 from gatehouse.common.policy.ast import Policy
 from gatehouse.common.policy.errors import PolicyError, format_path
+from gatehouse.common.policy.legacy import route_policy
 
 _HASHING: Final = frozenset({LoadBalancingPolicy.RING_HASH, LoadBalancingPolicy.MAGLEV})
 _PER_REQUEST: Final = frozenset(
@@ -42,6 +44,8 @@ class HeaderPlan:
     set_headers: tuple[tuple[str, Template], ...] = ()
     routing_key: bool = False
     removed: tuple[str, ...] = ()  # client copies that must not get through
+    kubernetes_token: str = field(default="", repr=False)  # of the account that impersonates
+    groups_filter: frozenset[str] | None = None  # directory groups told; None: all
 
     @property
     def needs_assertion(self) -> bool:
@@ -67,6 +71,16 @@ class HeaderPlan:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Detail:
+    """One attached policy of a route whose refusals are explained on the page."""
+
+    name: str
+    policy: CompiledPolicy
+    explanation: str
+    remediation: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class RoutePlan:
     """One route, ready for decisions. Hashed and compared by object."""
 
@@ -80,6 +94,8 @@ class RoutePlan:
     needs_assertion: bool
     needs_tokens: bool
     reads_request: bool
+    shows_details: bool = False
+    details: tuple[Detail, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,6 +114,7 @@ class Plans:
     authenticate_url: str
     log_fields: tuple[str, ...]
     max_staleness_s: float  # 0: no limit
+    record_types: frozenset[TypeUrl] = frozenset()  # of external data sources, used by policies
 
 
 def compile_plans(settings: ResolvedSettings) -> Plans:
@@ -129,6 +146,9 @@ def compile_plans(settings: ResolvedSettings) -> Plans:
         authenticate_url=settings.authenticate_url,
         log_fields=tuple(settings.settings.authorize_log_fields),
         max_staleness_s=settings.settings.max_staleness,
+        record_types=frozenset(
+            need.type_url for plan in routes.values() for need in plan.policy.records
+        ),
     )
 
 
@@ -156,7 +176,19 @@ def _route_plan(
         needs_assertion=headers.needs_assertion,
         needs_tokens=headers.needs_tokens,
         reads_request=headers.reads_request,
+        shows_details=route.settings.show_error_details,
+        details=tuple(_details(route)) if route.settings.show_error_details else (),
     )
+
+
+def _details(route: ResolvedRoute) -> Iterator[Detail]:
+    for sub in route.settings.sub_policies:
+        policy = route_policy(
+            allowed_users=sub.allowed_users,
+            allowed_domains=sub.allowed_domains,
+            allowed_idp_claims=sub.allowed_idp_claims,
+        )
+        yield Detail(sub.name or sub.id, CompiledPolicy(policy), sub.explanation, sub.remediation)
 
 
 def _internal_plan(settings: ResolvedSettings) -> RoutePlan:
@@ -200,6 +232,7 @@ def _header_plan(settings: ResolvedSettings, route: ResolvedRoute) -> HeaderPlan
         ),
         routing_key=here.load_balancing_policy in _HASHING,
         removed=() if passes else tuple(name for name, _ in claim_headers),
+        kubernetes_token=route.kubernetes_service_account_token or "",
     )
 
 

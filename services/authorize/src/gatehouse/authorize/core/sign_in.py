@@ -20,6 +20,7 @@ from gatehouse.common.session.login_binding import (
 )
 from gatehouse.common.session.query_params import (
     ADDITIONAL_HOSTS,
+    DEVICE_TYPE,
     IDP_ID,
     LOGIN,
     REDIRECT_URI,
@@ -28,6 +29,8 @@ from gatehouse.common.session.query_params import (
 )
 
 SIGN_IN_PATH: Final = "/.pomerium/sign_in"
+WEBAUTHN_PATH: Final = "/.pomerium/webauthn"
+DEVICE_PATHS: Final = frozenset({WEBAUTHN_PATH, "/.pomerium/device-enrolled"})
 
 _MAX_URL: Final = 12_000  # of the whole sign-in URL: it must fit in every proxy's header limits
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -91,6 +94,19 @@ def sign_in_redirect(
         same_site="lax",
     )
     return SignInRedirect(signed, cookie)
+
+
+def device_redirect(facts: RequestFacts, device_type: str, key: bytes, *, now_s: float) -> str:
+    """The signed URL of the page on this host that shows a device to us."""
+    for target in _targets(facts):
+        query = urlencode({DEVICE_TYPE: device_type, REDIRECT_URI: target})
+        url = f"https://{facts.host}{WEBAUTHN_PATH}?{query}"
+        if len(url) <= _MAX_URL:
+            return sign_url(url, key, now_s=now_s)
+    raise InvalidArgumentError(
+        "the request's host is too long to return to",
+        public_message="The address of this page is too long.",
+    )
 
 
 def _targets(facts: RequestFacts) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from typing import Any, Final
 import structlog
 
 from gatehouse.authorize.core.check_request import RequestFacts
+from gatehouse.authorize.core.claims import claim_text
 from gatehouse.authorize.core.evaluator import Evaluation
 from gatehouse.authorize.core.identity import Identity
 from gatehouse.authorize.core.route_plan import RoutePlan
@@ -31,8 +32,7 @@ _VERSION_FIELDS: Final = ("databroker-server-version", "databroker-record-versio
 _NOT_HERE: Final = frozenset(
     # Known names with nothing to show for them in this build: bodies and tokens are not kept.
     {
-        *("body", "id-token", "id-token-claims"),
-        *("mcp-method", "mcp-tool", "mcp-tool-parameters", "removed-groups-count"),
+        *("body", "id-token", "mcp-method", "mcp-tool", "mcp-tool-parameters"),
     }
 )
 
@@ -47,6 +47,7 @@ class Line:
     evaluation: Evaluation
     versions: tuple[int, int]  # of the copy of sessions: server, record
     now_s: float  # Unix time of the decision
+    removed_groups: int = 0  # kept from the upstream by the groups filter
 
 
 Getter = Callable[[Line], object]  # None: the field does not apply
@@ -131,6 +132,13 @@ def _timestamp(second: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(second))
 
 
+def _claims(line: Line) -> dict[str, object]:
+    return {
+        name: REDACTED if is_secret_name(name) else redact_text(claim_text(values))
+        for name, values in line.identity.session_claims.items()
+    }
+
+
 def _session_id(line: Line) -> str | None:
     return None if line.identity.is_service_account else line.identity.session_id or None
 
@@ -170,6 +178,8 @@ _GETTERS: Final[Mapping[str, Getter]] = {
     "envoy-route-checksum": lambda line: line.facts.route_checksum,
     "route-id": lambda line: (line.plan.id or None) if line.plan is not None else None,
     "route-checksum": lambda line: (line.plan.checksum or None) if line.plan is not None else None,
+    "removed-groups-count": lambda line: line.removed_groups or None,
+    "id-token-claims": lambda line: _claims(line) or None,
     "databroker-server-version": lambda line: line.versions[0],
     "databroker-record-version": lambda line: line.versions[1],
 }

@@ -56,8 +56,8 @@ class ExtAuthz(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[mi
         del context
         in_force = self._in_force
         decider = in_force.decider
-        facts = read_check_request(request)
         now_s = self._clock.now_s()
+        facts = read_check_request(request, now_s)
         prepared = decider.prepare(facts, now_s)
         identity = (
             await self._identity(prepared.handle, decider.plans.max_staleness_s, now_s)
@@ -67,6 +67,10 @@ class ExtAuthz(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[mi
         tokens = NO_TOKENS
         if prepared.plan is not None and prepared.plan.needs_tokens:
             tokens = await self._source.tokens(identity)
+        if prepared.plan is not None and prepared.plan.policy.records:
+            facts.records = await self._source.external(
+                prepared.plan.policy.records, identity, decider.plans.max_staleness_s
+            )
         answer = decider.answer(facts, prepared, identity, now_s, tokens)
         if answer.evaluation is not None:
             in_force.log.write(
@@ -77,6 +81,7 @@ class ExtAuthz(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[mi
                     answer.evaluation,
                     self._source.versions(),
                     now_s,
+                    answer.removed_groups,
                 )
             )
         return answer.response

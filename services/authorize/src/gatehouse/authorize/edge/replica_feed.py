@@ -8,24 +8,28 @@ fails nobody knows, and the request is answered 503.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Protocol
 
+from gatehouse.authorize.core.check_request import RecordKey
+from gatehouse.authorize.core.criteria.facts import RecordNeed
 from gatehouse.authorize.core.identity import (
     Identity,
     IdentityCache,
     Subject,
+    readable,
     subject_lookups,
 )
 from gatehouse.authorize.core.identity_headers import NO_TOKENS, Tokens
 from gatehouse.authorize.core.lru import LruCache
-from gatehouse.authorize.core.records import RecordReader, SessionFacts
+from gatehouse.authorize.core.records import RecordReader, SessionFacts, external_record
 from gatehouse.authorize.errors import CannotKnowError
 from gatehouse.common.clock import Clock
 from gatehouse.common.databroker.records import unpack
 from gatehouse.common.databroker.replica import Replica
 from gatehouse.common.errors import GatehouseError
 from gatehouse.common.ids import SESSION, USER, TypeUrl
+from gatehouse.common.policy.ast import FrozenObject
 from gatehouse.common.session.handle import Handle
 from gatehouse.pb.databroker_pb2 import Record
 from gatehouse.pb.session_pb2 import Session
@@ -61,6 +65,7 @@ class IdentitySource:
         self._cache = IdentityCache()
         self._tokens: LruCache[SessionFacts, Tokens] = LruCache(_TOKENS_KEPT)
         self._fetches = asyncio.Semaphore(_FETCHES_AT_ONCE)
+        self._external = Replica({})
 
     def versions(self) -> tuple[int, int]:
         """Server and record version of the copy of sessions, for the log."""
@@ -126,6 +131,50 @@ class IdentitySource:
         self._tokens.put(session, tokens)
         return tokens
 
+    def hold(self, types: frozenset[TypeUrl]) -> Replica | None:
+        """Keep records of these external data sources from now on; a new replica to be fed.
+
+        None when the types are those already held. Until it is fed, records are asked for.
+        """
+        if types == frozenset(self._external.types):
+            return None
+        self._external = Replica(dict.fromkeys(types, external_record))
+        return self._external
+
+    async def external(
+        self, needs: Iterable[RecordNeed], identity: Identity, max_staleness_s: float
+    ) -> Mapping[RecordKey, FrozenObject | None]:
+        """The records that a policy asks about whoever asks.
+
+        Raises CannotKnowError when one of them cannot be had or read.
+        """
+        found: dict[RecordKey, FrozenObject | None] = {}
+        replica = self._external
+        for need in needs:
+            key = need.key(identity)
+            if key is None or key in found:
+                continue
+            type_url, record_id = key
+            if (
+                type_url in replica.types
+                and replica.state(type_url).ready
+                and not self._is_stale(max_staleness_s, replica)
+            ):
+                held = replica.get(type_url, record_id)
+                value = held.value if held is not None else None
+            else:
+                value = await self._fetched(type_url, record_id)
+            found[key] = readable(value, FrozenObject)
+        return found
+
+    async def _fetched(self, type_url: TypeUrl, record_id: str) -> object:
+        try:
+            async with asyncio.timeout(FETCH_TIMEOUT_S), self._fetches:
+                record = await self.record(type_url, record_id)
+        except TimeoutError as error:
+            raise _cannot_know("the databroker did not answer in time") from error
+        return external_record(record) if record is not None else None
+
     async def record(self, type_url: TypeUrl, record_id: str) -> Record | None:
         """Ask the databroker. Anything but a clear answer is CannotKnowError."""
         try:
@@ -156,10 +205,10 @@ class IdentitySource:
         record = await self.record(type_url, record_id)
         return self._reader.decode(record) if record is not None else None
 
-    def _is_stale(self, max_staleness_s: float) -> bool:
+    def _is_stale(self, max_staleness_s: float, replica: Replica | None = None) -> bool:
         if not max_staleness_s:
             return False
-        staleness_s = self._replica.staleness_s(self._clock.monotonic_s())
+        staleness_s = (replica or self._replica).staleness_s(self._clock.monotonic_s())
         return staleness_s is None or staleness_s > max_staleness_s
 
 

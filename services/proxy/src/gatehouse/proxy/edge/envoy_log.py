@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Final
 
 from gatehouse.common.observability.logging import get_logger
+from gatehouse.common.observability.redaction import REDACTED, is_secret_name
 
 # Given to Envoy as --log-format: level, logger and the escaped message, one line each.
 LOG_FORMAT: Final = "[gatehouse]%l--%n--%v"
@@ -40,6 +42,10 @@ _ENVOY_LEVELS: Final = {
     "disabled": "off",
 }
 
+# At debug level Envoy prints the headers of each request, a pair of quoted words on a line of its
+# own; line ends and quotes come escaped.
+_HEADER: Final = re.compile(r"(\\?'([\w-]{1,128})\\?', \\?')((?:(?!\\?'(?:\\n|\n|$)).)*)")
+
 _log = get_logger("envoy")
 
 
@@ -56,6 +62,15 @@ def parse_line(line: str) -> tuple[str, str, str]:
         if first and second and level in _METHODS:
             return level, name, message
     return "error", "", line
+
+
+def without_credentials(message: str) -> str:
+    """`message` with the values of cookie, authorization and like headers left out."""
+
+    def replace(match: re.Match[str]) -> str:
+        return match.group(1) + REDACTED if is_secret_name(match.group(2)) else match.group()
+
+    return _HEADER.sub(replace, message)
 
 
 async def relay(stream: asyncio.StreamReader) -> None:
@@ -77,4 +92,4 @@ def _write(raw: bytes) -> None:
     if not line:
         return
     level, name, message = parse_line(line)
-    getattr(_log, _METHODS[level])(message, name=name)
+    getattr(_log, _METHODS[level])(without_credentials(message), name=name)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from gatehouse.authorize.core.check_request import RequestFacts
 from gatehouse.authorize.core.client_certificate import leaf_facts
 from gatehouse.authorize.core.criteria.facts import Compiled, Fact, Result, plain
-from gatehouse.common.policy.matching import string_test
 from gatehouse.authorize.core.identity import Identity
 from gatehouse.common.policy.ast import Criterion
 from gatehouse.common.policy.matchers import StringMatcher, parse_certificate_matcher
+from gatehouse.common.policy.matching import string_test
 
 _NamesPredicate = Callable[[Sequence[str]], bool]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from gatehouse.authorize.core.criteria.facts import Compiled, Fact, about_session
-from gatehouse.common.policy.matching import list_predicate, string_predicate
 from gatehouse.authorize.core.identity import Identity
 from gatehouse.common.policy.ast import Criterion
 from gatehouse.common.policy.matchers import parse_list_matcher, parse_string_matcher
+from gatehouse.common.policy.matching import list_predicate, string_predicate
 
 
 def authenticated_user(criterion: Criterion) -> Compiled:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from gatehouse.authorize.core.check_request import RequestFacts
 from gatehouse.authorize.core.criteria.facts import NOTHING, Compiled, Fact, Result, plain
-from gatehouse.common.policy.matching import network_predicate, string_predicate
 from gatehouse.authorize.core.identity import Identity
 from gatehouse.common.policy.ast import Criterion
 from gatehouse.common.policy.matchers import parse_networks, parse_string_matcher
+from gatehouse.common.policy.matching import network_predicate, string_predicate
 
 
 def accept(criterion: Criterion) -> Compiled:

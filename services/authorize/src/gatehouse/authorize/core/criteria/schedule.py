@@ -103,9 +103,8 @@ def time_of_day(criterion: Criterion) -> Compiled:
     def span_at(now_us: int) -> Span:
         local = _local(now_us, wanted.zone)
         reading = (
-            (local.hour * 3600 + local.minute * 60 + local.second) * _SECOND_NS
-            + local.microsecond * 1000
-        )
+            local.hour * 3600 + local.minute * 60 + local.second
+        ) * _SECOND_NS + local.microsecond * 1000
         if before is None:
             value = reading >= after
         elif after < before:

@@ -28,7 +28,7 @@ _PROBE_PATHS: Final = r"/(ping|healthz)(\?.*)?"
 _HEADERS_PREFIX: Final = "headers."
 
 _FIELDS: Final[Mapping[str, Any]] = {
-    "authority": "%REQ(:AUTHORITY)%",
+    "authority": "%REQ(X-ENVOY-ORIGINAL-HOST?:AUTHORITY)%",
     "duration": "%DURATION%",
     "forwarded-for": "%REQ(X-FORWARDED-FOR)%",
     "method": "%REQ(:METHOD)%",
