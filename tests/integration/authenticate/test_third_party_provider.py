@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from gatehouse.common.databroker.records import unpack
 from gatehouse.common.ids import SESSION
 from gatehouse.common.session.handle import decode_handle
 from gatehouse.pb.session_pb2 import Session
-from tests.support.oidc_mock import running_oidc_mock
+from tests.support.identity import provider_mock
 from tests.support.sign_in_world import running_world
 from tests.support.web_settings import APP, AUTHENTICATE, SHARED, provider, route, settings
 
@@ -26,7 +28,8 @@ HOSTILE = {
 
 @pytest.fixture
 async def world():
-    async with running_oidc_mock(HOSTILE) as issuer:
+    arguments = ("--require-nonce", "true", "--user-claims", json.dumps(HOSTILE))
+    with provider_mock(*arguments) as issuer:
         made = settings(idp=provider(issuer), routes=(route(),), databroker_storage_type="memory")
         async with running_world(made) as running:
             yield running

@@ -76,7 +76,7 @@ def read_check_request(request: Any, now_s: float) -> RequestFacts:
     context = attributes.context_extensions
     raw_path, _, query = http.path.partition("?")
     host, hostname = split_host(http.host, http.scheme)
-    path = _decode_path(raw_path)
+    path = decode_path(raw_path)
     headers: Mapping[str, str] = http.headers
     if http.HasField("header_map"):
         headers, cookie_lines = _header_lines(http.header_map.headers)
@@ -126,7 +126,8 @@ def split_host(authority: str, scheme: str) -> tuple[str, str]:
     return f"{name}{colon}{port}", name
 
 
-def _decode_path(raw_path: str) -> str | None:
+def decode_path(raw_path: str) -> str | None:
+    """A path percent-decoded; None when it cannot be, or holds a fragment."""
     if "#" in raw_path:  # a fragment never belongs in a request (security R04)
         return None
     if "%" not in raw_path:
