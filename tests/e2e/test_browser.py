@@ -33,6 +33,12 @@ pytestmark = [
 ]
 
 
+class Browser(webdriver.Chrome):
+    """Chromium in one of the two colour schemes."""
+
+    theme: str
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     with running_demo(tmp_path_factory.mktemp("demo")) as started:
@@ -40,7 +46,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
 
 
 @pytest.fixture(params=["light", "dark"])
-def browser(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[webdriver.Chrome]:
+def browser(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Browser]:
     options = webdriver.ChromeOptions()
     assert CHROMIUM is not None
     options.binary_location = CHROMIUM
@@ -55,7 +61,7 @@ def browser(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[webdrive
     ):
         options.add_argument(argument)
     options.accept_insecure_certs = True  # the local authority is in no browser store
-    with webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER)) as driver:
+    with Browser(options=options, service=webdriver.ChromeService(DRIVER)) as driver:
         driver.set_page_load_timeout(30)
         driver.execute_cdp_cmd(
             "Emulation.setEmulatedMedia",
@@ -65,21 +71,21 @@ def browser(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[webdrive
         yield driver
 
 
-def picture(browser: webdriver.Chrome, name: str) -> None:
+def picture(browser: Browser, name: str) -> None:
     suffix = "" if browser.theme == "light" else "-dark"
     if os.environ.get("SCREENSHOTS"):
         PICTURES.mkdir(parents=True, exist_ok=True)
         browser.save_screenshot(str(PICTURES / f"{name}{suffix}.png"))
 
 
-def wait_text(browser: webdriver.Chrome, text: str) -> None:
+def wait_text(browser: Browser, text: str) -> None:
     WebDriverWait(browser, 20).until(
         lambda driver: text in driver.find_element(By.TAG_NAME, "body").text,
         f"{text!r} not on {browser.current_url}",
     )
 
 
-def sign_in_as(browser: webdriver.Chrome, email: str) -> None:
+def sign_in_as(browser: Browser, email: str) -> None:
     WebDriverWait(browser, 20).until(
         lambda driver: driver.find_elements(By.XPATH, f"//button[contains(., '{email}')]")
     )
@@ -87,9 +93,7 @@ def sign_in_as(browser: webdriver.Chrome, email: str) -> None:
     browser.find_element(By.XPATH, f"//button[contains(., '{email}')]").click()
 
 
-def test_a_person_signs_in_is_refused_elsewhere_and_signs_out(
-    demo: Demo, browser: webdriver.Chrome
-) -> None:
+def test_a_person_signs_in_is_refused_elsewhere_and_signs_out(demo: Demo, browser: Browser) -> None:
     browser.get(demo.url("app.localhost"))
     sign_in_as(browser, GRACE)
     wait_text(browser, GRACE)
@@ -115,13 +119,13 @@ def test_a_person_signs_in_is_refused_elsewhere_and_signs_out(
     )
 
 
-def test_unknown_application_is_a_readable_page(demo: Demo, browser: webdriver.Chrome) -> None:
+def test_unknown_application_is_a_readable_page(demo: Demo, browser: Browser) -> None:
     browser.get(demo.url("nothing.localhost"))
     wait_text(browser, "404")
     picture(browser, "not-found")
 
 
-def test_pages_load_nothing_from_elsewhere(demo: Demo, browser: webdriver.Chrome) -> None:
+def test_pages_load_nothing_from_elsewhere(demo: Demo, browser: Browser) -> None:
     browser.get(demo.url("nothing.localhost"))
     wait_text(browser, "404")
     loaded = browser.execute_script(

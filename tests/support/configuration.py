@@ -77,6 +77,7 @@ FILES: Mapping[str, bytes] = {"/tls/cert.pem": CERTIFICATE, "/tls/key.pem": KEY}
 def write(folder: Path, text: str, name: str = "config.yaml") -> Path:
     path = folder / name
     path.write_text(textwrap.dedent(text))
+    path.chmod(0o600)
     return path
 
 

@@ -294,9 +294,10 @@ def written(snapshot: Snapshot) -> str:
 def read(text: str, run_dir: str) -> dict[str, Any]:
     """A written snapshot as JSON again, scripts in full, for another run directory."""
     scripts = {name: source for source, name in _SCRIPTS.items()}
-    return _replace(
+    tree: dict[str, Any] = _replace(
         json.loads(text), lambda value: scripts.get(value, value.replace(RUN_DIR, run_dir))
     )
+    return tree
 
 
 def _replace(tree: Any, change: Callable[[str], str]) -> Any:

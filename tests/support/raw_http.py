@@ -24,6 +24,12 @@ class Answer:
     body: bytes
 
 
+async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A server's handler that reads and never answers."""
+    await reader.read()
+    writer.close()
+
+
 async def exchange(port: int, data: bytes) -> bytes:
     """Send `data` and read one answer: as long as it says it is, else until the server closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -106,7 +112,8 @@ async def http2(
     if body:
         connection.send_data(1, body, end_stream=True)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    status, received, data = 0, {}, b""
+    status, data = 0, b""
+    received: dict[str, str] = {}
     try:
         writer.write(connection.data_to_send())
         async with asyncio.timeout(TIMEOUT_S):
@@ -114,7 +121,7 @@ async def http2(
                 ended = False
                 for event in connection.receive_data(chunk):
                     if isinstance(event, h2.events.ResponseReceived):
-                        received = dict(event.headers)
+                        received = {str(name): str(value) for name, value in event.headers or ()}
                         status = int(received[":status"])
                         ended = until_headers
                     elif isinstance(event, h2.events.DataReceived):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -16,9 +17,10 @@ from websockets.asyncio.server import serve
 
 from gatehouse.proxy.core.xds.resource import CLUSTER, ROUTE_CONFIGURATION, resource_of
 from gatehouse.proxy.core.xds.snapshot import Snapshot, build_snapshot
+from gatehouse.proxy.edge.ads import AdsServer
 from tests.support.dns import Zone, dns_server
 from tests.support.envoy import Proxy, environment, eventually, proxy, resolved
-from tests.support.raw_http import http1
+from tests.support.raw_http import http1, swallow
 from tests.support.upstream import EchoUpstream
 
 pytestmark = pytest.mark.e2e
@@ -125,9 +127,7 @@ async def test_a_refused_cluster_leaves_the_whole_old_configuration_in_force(
     with EchoUpstream().running() as other:
         async with proxy({"routes": [to(upstream.url)]}) as running:
             next_one = running.snapshot({"routes": [to(other.url)]})
-            (name,) = (
-                name for name in next_one.resources[CLUSTER] if name.startswith("route-")
-            )
+            (name,) = (name for name in next_one.resources[CLUSTER] if name.startswith("route-"))
             cluster = cluster_pb2.Cluster()
             cluster.ParseFromString(next_one.resources[CLUSTER][name].body)
             cluster.connect_timeout.seconds = -1
@@ -145,13 +145,15 @@ async def test_a_refused_cluster_leaves_the_whole_old_configuration_in_force(
 
 
 async def test_a_listener_whose_address_is_taken_is_reported(upstream: EchoUpstream):
-    taken = await asyncio.start_server(lambda _r, _w: None, "127.0.0.1", 0)
+    taken = await asyncio.start_server(swallow, "127.0.0.1", 0)
     port = taken.sockets[0].getsockname()[1]
     async with taken, proxy({"routes": [to(upstream.url)]}) as running:
-        reason = await running.push_refused({
-            "address": f"127.0.0.1:{port}",
-            "routes": [to(upstream.url)],
-        })
+        reason = await running.push_refused(
+            {
+                "address": f"127.0.0.1:{port}",
+                "routes": [to(upstream.url)],
+            }
+        )
         assert "http-ingress" in reason
         assert "Address already in use" in reason or "cannot bind" in reason
         assert (await http1(running.port)).status == 200
@@ -191,7 +193,7 @@ async def test_a_changed_upstream_costs_no_request_while_its_name_is_being_resol
     zone = Zone(a={"slow.internal.": ["127.0.0.1"]}, silent=True)
     with EchoUpstream().running() as other:
         async with dns_server(zone) as dns:
-            keys = {
+            keys: dict[str, Any] = {
                 "dns_resolvers": [f"udp://127.0.0.1:{dns.port}"],
                 "dns_query_timeout": "1s",
                 "dns_query_tries": 5,
@@ -203,19 +205,23 @@ async def test_a_changed_upstream_costs_no_request_while_its_name_is_being_resol
                     push = tasks.create_task(running.push({"routes": [to(target)]}))
                     await zone.wait_asked("slow.internal.", 1)
                     before = len(statuses)
-                    await eventually(lambda: _true(len(statuses) > before + 20))
+                    await eventually(functools.partial(_longer, statuses, before + 20))
                     assert not push.done()
                     assert other.requests == []
                     zone.silent = False
                     await push
                     now = len(statuses)
-                    await eventually(lambda: _true(len(statuses) > now + 3))
+                    await eventually(functools.partial(_longer, statuses, now + 3))
                 assert set(statuses) == {200}
                 assert other.requests
 
 
-async def _true(value: bool) -> bool:
-    return value
+def _in_force(version: str, ads: AdsServer) -> bool:
+    return ads.in_force == version
+
+
+async def _longer(found: list[int], count: int) -> bool:
+    return len(found) > count
 
 
 async def test_a_new_service_token_costs_no_request(upstream: EchoUpstream):
@@ -228,11 +234,8 @@ async def test_a_new_service_token_costs_no_request(upstream: EchoUpstream):
                     settings, environment(str(running.run_dir), authorize_jwt=token)
                 )
                 running.ads.publish(snapshot)
-                await running.ads.wait_for(
-                    lambda ads, version=snapshot.version: ads.in_force == version, 10
-                )
-                count = len(statuses)
-                await eventually(lambda count=count: _true(len(statuses) > count + 5))
+                await running.ads.wait_for(functools.partial(_in_force, snapshot.version), 10)
+                await eventually(functools.partial(_longer, statuses, len(statuses) + 5))
                 assert running.authorize.metadata[-1]["jwt"] == token
         assert set(statuses) == {200}
 

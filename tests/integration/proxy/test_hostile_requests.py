@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -41,7 +42,8 @@ async def serving(upstream: EchoUpstream, *routes: Any, **keys: Any) -> AsyncIte
 
 def arrived(answer: Answer) -> dict[str, Any]:
     assert answer.status == 200, answer
-    return json.loads(answer.body)
+    seen: dict[str, Any] = json.loads(answer.body)
+    return seen
 
 
 def values(seen: dict[str, Any], name: str) -> list[str]:
@@ -444,6 +446,10 @@ async def test_r24_a_log_line_stays_one_record(upstream: EchoUpstream):
 # -- when authorize does not answer
 
 
+def _answer(response: Any, _: Any) -> Any:
+    return response
+
+
 async def test_r50_without_authorize_nothing_passes(upstream: EchoUpstream):
     redirect = {
         "from": f"http://{HOST}",
@@ -487,7 +493,7 @@ async def test_r50_an_answer_that_says_nothing_does_not_allow(upstream: EchoUpst
         denied = external_auth_pb2.CheckResponse()
         denied.status.code = 7
         for response, statuses in ((huge, {500, 503}), (denied, {403})):
-            running.authorize.decide = lambda _, response=response: response
+            running.authorize.decide = functools.partial(_answer, response)
             assert (await http1(running.port)).status in statuses
         assert upstream.requests == []
 

@@ -18,7 +18,7 @@ def test_every_key_is_there_and_explained() -> None:
 def test_defaults_are_as_one_writes_them() -> None:
     expected = {
         "timeout_read": "30s",
-        "cookie_expire": "50400s",
+        "cookie_expire": "14h",
         "normalize_path": "true",
         "codec_type": "auto",
         "address": ":443",

@@ -337,25 +337,15 @@ def test_duplicate_routes_are_an_error_and_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "shadowed"),
+    ("keys", "told"),
     [
-        ({}, {"prefix": "/a"}, True),
-        ({"prefix": "/a"}, {"prefix": "/a/b"}, True),
-        ({"prefix": "/a"}, {"path": "/ab"}, True),
-        ({"prefix": "/a"}, {}, False),
-        ({"prefix": "/a"}, {"regex": "/a.*"}, False),
-        ({"regex": "/a.*"}, {"regex": "/a.*"}, True),
-        ({"path": "/a"}, {"prefix": "/a"}, True),
-        ({}, {"from": "https://other.example.com"}, False),
-        ({}, {"from": "https://app.example.com:8443"}, False),
+        ({}, True),
+        ({"policy": [{"deny": {"and": [{"email": {"is": "a@b"}}]}}]}, True),
+        ({"allowed_users": ["a"]}, False),
+        ({"policy": [{"allow": {"or": [{"email": {"is": "a@b"}}]}}]}, False),
+        ({"cors_allow_preflight": True}, False),
     ],
 )
-def test_unreachable_routes(
-    tmp_path: Path, first: dict[str, str], second: dict[str, str], shadowed: bool
-) -> None:
-    routes = [{**BASE, **first}, {**BASE, "to": "http://other", **second}]
-    if first == {"path": "/a"}:
-        routes[1] |= {"path": "/a"}
-        routes[1].pop("prefix")
-    found = warnings(tmp_path, f"{LOGIN}\nroutes: {json.dumps(routes)}\n")
-    assert any("routes[0] before it matches all of it" in line for line in found) is shadowed
+def test_a_route_that_nobody_may_use(tmp_path: Path, keys: dict[str, Any], told: bool) -> None:
+    found = warned(tmp_path, keys)
+    assert any("nobody may use this route" in line for line in found) is told

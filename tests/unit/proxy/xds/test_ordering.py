@@ -16,8 +16,10 @@ from gatehouse.proxy.core.xds.resource import (
 )
 from gatehouse.proxy.core.xds.subscription import Request, Subscription
 
+Target = dict[TypeUrl, dict[str, Resource]]
 
-def wanted(clusters: str, listeners: str = "l1", routes: str = "") -> dict[TypeUrl, dict]:
+
+def wanted(clusters: str, listeners: str = "l1", routes: str = "") -> Target:
     """`"a1 b2"` is cluster a at version 1 and b at 2; routes name the clusters they point at."""
 
     def parse(kind: TypeUrl, text: str) -> dict[str, Resource]:
@@ -46,7 +48,7 @@ class Envoy:
         self.count = 0
         self.subscriptions[CLUSTER].on_request(Request())
 
-    def step(self, target: dict, warming: frozenset[str] = frozenset()) -> Step:
+    def step(self, target: Target, warming: frozenset[str] = frozenset()) -> Step:
         return next_step(self.subscriptions, target, warming=warming)
 
     def apply(self, push: Push) -> None:
@@ -92,7 +94,7 @@ class Envoy:
         for name in (self.routes or "").split():
             assert name in self.clusters, f"routes point at {name}, which is gone: {self.pushes}"
 
-    def settle(self, target: dict) -> None:
+    def settle(self, target: Target) -> None:
         for _ in range(20):
             step = self.step(target)
             if not isinstance(step, Push):
@@ -208,7 +210,7 @@ def test_a_name_that_does_not_exist_is_answered_at_once():
 
 
 NAMES = "abcd"
-TARGET = st.tuples(
+TARGETS = st.tuples(
     st.dictionaries(st.sampled_from(NAMES), st.sampled_from("12"), min_size=1),
     st.dictionaries(st.sampled_from("lm"), st.sampled_from("12"), min_size=1),
 )
@@ -216,7 +218,7 @@ TARGET = st.tuples(
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.lists(st.tuples(TARGET, st.integers(0, 6)), min_size=1, max_size=6),
+    st.lists(st.tuples(TARGETS, st.integers(0, 6)), min_size=1, max_size=6),
     st.sets(st.sampled_from([f"{name}{version}" for name in NAMES for version in "12"])),
     st.booleans(),
 )

@@ -45,7 +45,7 @@ _DRAIN_QUIET_POLLS: Final = 3  # without an active request before Envoy is ended
 _DRAIN_RESERVE_S: Final = 3.0  # of the grace period, left for everything after
 _START_POLL_S: Final = 0.05
 _LIVE_POLL_S: Final = 5.0
-_RENEWAL_RETRY_S: Final = 30.0
+_RENEWAL_CHECK_S: Final = 30.0
 
 
 class ProxyService:
@@ -202,7 +202,7 @@ class ProxyService:
 
     async def _renew_jwt(self, stop: asyncio.Event) -> None:
         """Publish a new token before the old one ends."""
-        while not await wait_or_stop(stop, _RENEWAL_RETRY_S):
+        while not await wait_or_stop(stop, _RENEWAL_CHECK_S):
             if self._jwt is None or self._context.clock.now_s() - self._jwt[1] < LIFETIME_S / 2:
                 continue
             settings = self._context.config.current

@@ -6,13 +6,14 @@ Spec: configuration.md sections 3 to 5.
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 from collections.abc import Iterator
 from typing import Final
 from urllib.parse import urlsplit
 
 from gatehouse.common.config import derive
-from gatehouse.common.config.issues import Severity
+from gatehouse.common.config.issues import Finding, Severity
 from gatehouse.common.config.model import (
     ACCESS_LOG_FIELDS,
     AUTHORIZE_LOG_FIELDS,
@@ -21,7 +22,6 @@ from gatehouse.common.config.model import (
     TrustedIssuer,
 )
 from gatehouse.common.config.resolved import ServiceName
-from gatehouse.common.config.route_checks import Finding
 from gatehouse.common.config.routes import RouteURLError, compile_regex
 from gatehouse.common.config.values import decode_base64, parse_host_port, shorten
 
@@ -60,7 +60,9 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
     yield from _mtls(settings)
     yield from _issuers(settings)
     yield from _logs(settings)
+    yield from _telemetry(settings)
     yield from _cluster(settings)
+    yield from _features(settings)
     yield from _without_effect(settings)
 
 
@@ -102,9 +104,72 @@ def _addresses(settings: Settings) -> Iterator[Finding]:
     source = settings.envoy_bind_config_source_address
     if source and not _is_ip(source):
         yield _error("envoy_bind_config_source_address", "is not an IP address", "an IP address")
+    if not settings.health_check_addr:
+        yield _error("health_check_addr", "is empty", "host:port with a port above 0")
     address = settings.http_redirect_addr.strip("\"'")
     if address and parse_host_port(address) is None:
         yield _error("http_redirect_addr", f"{shorten(address)} is not an address", "host:port")
+
+
+def _telemetry(settings: Settings) -> Iterator[Finding]:
+    for key, least in (("otel_bsp_schedule_delay", 100), ("otel_bsp_max_export_batch_size", 1)):
+        value = getattr(settings, key)
+        if value < least:
+            yield _error(key, f"{value} is too small", f"{least} or more")
+    exporter = settings.otel_traces_exporter.lower()
+    if exporter not in {"", "none", "noop", "otlp"}:
+        yield _warning(
+            "otel_traces_exporter", f"unknown exporter {shorten(exporter)}: nothing is sent", "otlp"
+        )
+    for key in ("otel_exporter_otlp_protocol", "otel_exporter_otlp_traces_protocol"):
+        protocol = getattr(settings, key)
+        if protocol.lower() not in {"", "grpc", "http/protobuf"}:
+            yield _error(key, f"unknown protocol {shorten(protocol)}", "grpc or http/protobuf")
+    for key in ("otel_exporter_otlp_headers", "otel_exporter_otlp_traces_headers"):
+        text = getattr(settings, key).get_secret_value()
+        if any(pair.strip() and not pair.partition("=")[0].strip() for pair in text.split(",")) or (
+            text.strip() and "=" not in text
+        ):
+            yield _error(key, "is not a list of K=V", "K=V,K2=V2")
+    for index, pair in enumerate(settings.otel_resource_attributes):
+        if pair.strip() and not pair.partition("=")[1]:
+            yield Finding(
+                ERROR, ("otel_resource_attributes", index), f"{shorten(pair)} is not K=V", "K=V"
+            )
+    share = settings.otel_traces_sampler_arg
+    if not 0 <= share <= 1:
+        yield _warning("otel_traces_sampler_arg", f"{share:g} is read as {share > 0:d}", "0 to 1")
+    limit = settings.otel_attribute_value_length_limit
+    if limit is not None and not 64 <= limit <= 32768:
+        used = min(max(limit, 64), 32768)
+        yield _warning(
+            "otel_attribute_value_length_limit", f"{limit} is read as {used}", "64 to 32768"
+        )
+
+
+def _features(settings: Settings) -> Iterator[Finding]:
+    for key in ("mcp_allowed_client_id_domains", "mcp_allowed_as_metadata_domains"):
+        for index, domain in enumerate(getattr(settings, key)):
+            if not domain.strip() and settings.runtime_flags.get("mcp", True):
+                yield Finding(ERROR, (key, index), "is empty", "a domain; * stands for a part")
+    if settings.authorize_workers == 0:
+        yield _error("authorize_workers", "0 is too small", "1 or more")
+    key = "google_cloud_serverless_authentication_service_account"
+    account = getattr(settings, key).get_secret_value().strip()
+    if account and not _is_json_object(account):
+        decoded = decode_base64(account)
+        if decoded is None or not _is_json_object(decoded):
+            yield _error(key, "is not a JSON object or its base64", "the file that Google gave")
+    headers = settings.set_response_headers or {}
+    if any(name.lower() == "host" for name in headers):
+        yield _error("set_response_headers", "host cannot be set here", "leave it out")
+
+
+def _is_json_object(text: str | bytes) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _is_ip(text: str) -> bool:
@@ -138,6 +203,10 @@ def _pairs(settings: Settings) -> Iterator[Finding]:
             "autocert_eab_key_id and autocert_eab_mac_key belong together",
             "give both or neither",
         )
+    if settings.autocert_eab_mac_key:
+        text = settings.autocert_eab_mac_key.get_secret_value()
+        if not re.fullmatch(r"[A-Za-z0-9_\-]+", text) or len(text) % 4 == 1:
+            yield _error("autocert_eab_mac_key", "is not base64url", "base64url without padding")
     certificate = settings.metrics_certificate or settings.metrics_certificate_file
     key_half = settings.metrics_certificate_key or settings.metrics_certificate_key_file
     if bool(certificate) != bool(key_half):

@@ -39,6 +39,16 @@ class Issue:
         return "".join(parts)
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One mistake that a check found; `path` is relative to what was checked."""
+
+    severity: Severity
+    path: tuple[str | int, ...]
+    message: str
+    fix: str = ""
+
+
 class ConfigError(InvalidArgumentError):
     """Everything that is wrong with a configuration, all at once."""
 

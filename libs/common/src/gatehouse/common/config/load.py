@@ -109,6 +109,7 @@ class LoadedSettings:
     warnings: tuple[Issue, ...] = ()
     file: Path | None = None
     file_digest: bytes = b""  # SHA-256 of the file as it was read
+    file_mode: int | None = None  # its permission bits
 
 
 @dataclass(slots=True)
@@ -126,12 +127,18 @@ class Outcome:
     dropped: set[KeyPath] = field(default_factory=set)
     file: Path | None = None
     file_digest: bytes = b""
+    file_mode: int | None = None
 
     def loaded(self) -> LoadedSettings:
         """What could be loaded; there must be something."""
         assert self.settings is not None
         return LoadedSettings(
-            self.settings, self.origins, tuple(self.warnings), self.file, self.file_digest
+            settings=self.settings,
+            origins=self.origins,
+            warnings=tuple(self.warnings),
+            file=self.file,
+            file_digest=self.file_digest,
+            file_mode=self.file_mode,
         )
 
 
@@ -218,6 +225,7 @@ class _Loader:
             return None
         try:
             data = path.read_bytes()
+            self.outcome.file_mode = path.stat().st_mode
         except OSError as error:
             fail(f"failed to read config: {error.strerror}", "a file this process can read")
             return None

@@ -48,6 +48,7 @@ from gatehouse.common.config.unavailable import (
     unavailable_settings,
     without_effect_yet,
 )
+from gatehouse.common.config.weaknesses import weaknesses
 from gatehouse.common.session.idp_id import idp_id
 
 Resolved = tuple[ResolvedSettings, tuple[Issue, ...]]
@@ -140,6 +141,7 @@ class _Resolver:
         random_secret: Callable[[], bytes],
     ) -> None:
         self.inputs = Inputs(loaded, dropped, read_file)
+        self._loaded = loaded
         self._settings: Settings = loaded.settings
         self._environ = environ
         self._random_secret = random_secret
@@ -192,6 +194,8 @@ class _Resolver:
         authenticate, internal = self._authenticate_urls(provider, login=login)
         self._check_provider(client_secret, authenticate, login=login)
         connection = self._databroker_connection()
+        for finding in weaknesses(self._loaded, connection, self._environ):
+            self.inputs.report(finding.severity, finding.path, finding.message, finding.fix)
         grpc = derive.grpc_address(settings, services)
         if grpc is None:
             self.inputs.error(("grpc_address",), "is not an address", "host:port, or :port for all")
@@ -399,6 +403,11 @@ class _Resolver:
         )
         file = self.inputs.authorities(
             ("certificate_authority",), "", settings.certificate_authority_file
+        )
+        self.inputs.authorities(
+            ("autocert_trusted_ca",),
+            settings.autocert_trusted_ca,
+            settings.autocert_trusted_ca_file,
         )
         parts = [part for part in (inline, file, derived) if part]
         return b"".join(parts) or None

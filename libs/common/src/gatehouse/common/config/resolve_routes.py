@@ -35,7 +35,7 @@ from gatehouse.common.config.routes import (
 from gatehouse.common.config.shadowing import Hiding, Shadow, shadows
 from gatehouse.common.config.unavailable import MESSAGE, unavailable_in_route
 from gatehouse.common.jose.keys import SigningKey
-from gatehouse.common.policy.ast import Policy, canonical
+from gatehouse.common.policy.ast import Policy, Rule, canonical
 from gatehouse.common.policy.errors import PolicyError
 from gatehouse.common.policy.legacy import SubPolicy, route_policy
 from gatehouse.common.policy.parser import parse_policy
@@ -143,6 +143,12 @@ class RouteResolver:
         for name, fix in unavailable_in_route(route, from_url):
             error((name,), MESSAGE, fix)
         policy = self._policy(route, error)
+        if policy is not None and not any(_lets_in(rule) for rule in policy.rules):
+            self.inputs.warn(
+                (*path, "from"),
+                "nobody may use this route: every request is refused",
+                "policy, allow_any_authenticated_user or allow_public_unauthenticated_access",
+            )
         if not sound or from_url is None or policy is None:
             return None
         return self._with_files(path, route, index, decision, from_url, tuple(upstreams), policy)
@@ -299,6 +305,10 @@ class RouteResolver:
             self.inputs.warn(
                 *_shadow_warning(shadow, places, routes, self.inputs.line_of),
             )
+
+
+def _lets_in(rule: Rule) -> bool:
+    return rule.action == "allow" and bool(rule.and_ or rule.or_ or rule.not_ or rule.nor)
 
 
 def _shadow_warning(

@@ -8,37 +8,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from gatehouse.common.config.issues import Severity
-from gatehouse.common.config.model import BearerTokenFormat, LoadBalancingPolicy, Route, Settings
+from gatehouse.common.config.balancing_checks import check_balancing
+from gatehouse.common.config.issues import Finding, Severity
+from gatehouse.common.config.model import BearerTokenFormat, Route, Settings
 from gatehouse.common.config.resolved import FromURL, Upstream
-from gatehouse.common.config.route_model import HealthCheck
 from gatehouse.common.config.routes import (
     UNIX_SCHEMES,
     RouteURLError,
     compile_regex,
     is_tunnel,
 )
-from gatehouse.common.config.values import check_header_name, decode_base64, shorten
+from gatehouse.common.config.values import check_header_name, check_header_value, shorten
 
 ERROR: Final = Severity.ERROR
 WARNING: Final = Severity.WARNING
 REDIRECT_CODES: Final = (301, 302, 303, 307, 308)
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.\-]{0,251}[A-Za-z0-9_])?")
 MAX_RESPONSE_BODY_BYTES: Final = 4096
 MAX_DEPENDS_ON: Final = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One mistake inside a route; `path` is relative to it."""
-
-    severity: Severity
-    path: tuple[str | int, ...]
-    message: str
-    fix: str = ""
+MAX_WEIGHTS: Final = 2**32 - 1
 
 
 def _error(path: str, message: str, fix: str = "") -> Finding:
@@ -58,10 +49,10 @@ def check_route(
     yield from _matching(route, from_url)
     yield from _rewriting(route)
     yield from _hosts(route)
+    yield from _header_values(route)
     yield from _timeouts(route, settings)
     yield from _upstream_tls(route, upstreams)
-    yield from _balancing(route)
-    yield from _health(route)
+    yield from check_balancing(route, upstreams)
     yield from _identity(route, settings)
     if from_url is not None:
         yield from _scheme(route, from_url, upstreams, settings)
@@ -99,6 +90,8 @@ def _destination(route: Route, upstreams: tuple[Upstream, ...]) -> Iterator[Find
             "specified",
             "a weight for each URL, or for none",
         )
+    if sum(upstream.weight or 0 for upstream in upstreams) > MAX_WEIGHTS:
+        yield _error("to", f"the weights add up to more than {MAX_WEIGHTS}", "smaller ones")
 
 
 def _redirect_and_response(route: Route) -> Iterator[Finding]:
@@ -151,6 +144,12 @@ def _matching(route: Route, from_url: FromURL | None) -> Iterator[Finding]:
         value = getattr(route, name)
         if value and not value.startswith("/"):
             yield _error(name, f"{shorten(value)} does not start with /", "a path such as /admin")
+        elif "?" in value or "#" in value:
+            yield _warning(
+                name,
+                f"{shorten(value)} can never match: a path ends before its ? or #",
+                "the path alone",
+            )
     if route.regex:
         yield from _regex("regex", route.regex)
 
@@ -222,6 +221,8 @@ def _hosts(route: Route) -> Iterator[Finding]:
             )
         if any(header.lower() == name for header in route.remove_request_headers):
             yield _error("remove_request_headers", f"{name} cannot be removed", "leave it out")
+    if any(header.lower() == "host" for header in route.set_response_headers):
+        yield _error("set_response_headers", "host cannot be set here", "leave it out")
     for index, rewrite in enumerate(route.rewrite_response_headers):
         try:
             check_header_name(rewrite.header)
@@ -229,6 +230,31 @@ def _hosts(route: Route) -> Iterator[Finding]:
             yield Finding(
                 ERROR, ("rewrite_response_headers", index, "header"), str(error), "a header name"
             )
+
+
+def _header_values(route: Route) -> Iterator[Finding]:
+    """Text that ends up in a header: Envoy refuses all routes when one holds a line break."""
+    redirect = route.redirect
+    texts: list[tuple[tuple[str | int, ...], str | None]] = [
+        (("prefix_rewrite",), route.prefix_rewrite),
+        (("host_rewrite",), route.host_rewrite),
+    ]
+    if redirect is not None:
+        texts += [
+            (("redirect", name), getattr(redirect, name))
+            for name in ("scheme_redirect", "host_redirect", "path_redirect", "prefix_rewrite")
+        ]
+    for path, text in texts:
+        try:
+            check_header_value(text or "")
+        except ValueError:
+            yield Finding(ERROR, path, "holds a control character", "one line of text")
+    if route.prefix_rewrite and not route.prefix_rewrite.startswith("/"):
+        yield _warning(
+            "prefix_rewrite",
+            f"{shorten(route.prefix_rewrite)} does not start with /, so the path sent will not",
+            "a path such as /new",
+        )
 
 
 def _timeouts(route: Route, settings: Settings) -> Iterator[Finding]:
@@ -258,78 +284,14 @@ def _upstream_tls(route: Route, upstreams: tuple[Upstream, ...]) -> Iterator[Fin
     named = route.tls_upstream_server_name or route.tls_server_name
     if not named and any(upstream.scheme == "https+unix" for upstream in upstreams):
         yield _error("to", "https+unix has no host to verify", "tls_upstream_server_name")
+    name = route.tls_downstream_server_name
+    if name and not _HOST_NAME.fullmatch(name):
+        yield _error(
+            "tls_downstream_server_name", f"{shorten(name)} is not a host name", "app.example.com"
+        )
     if route.tls_downstream_client_ca or route.tls_downstream_client_ca_file:
         key = "tls_downstream_client_ca" + ("" if route.tls_downstream_client_ca else "_file")
         yield _warning(key, "is deprecated", "downstream_mtls.ca with a policy on the certificate")
-
-
-def _balancing(route: Route) -> Iterator[Finding]:
-    for key, policy in (
-        ("least_request_lb_config", LoadBalancingPolicy.LEAST_REQUEST),
-        ("ring_hash_lb_config", LoadBalancingPolicy.RING_HASH),
-        ("maglev_lb_config", LoadBalancingPolicy.MAGLEV),
-    ):
-        if getattr(route, key) is not None and route.load_balancing_policy is not policy:
-            yield _warning(
-                key,
-                f"has no effect with load_balancing_policy {route.load_balancing_policy}",
-                f"load_balancing_policy: {policy}",
-            )
-
-
-def _health(route: Route) -> Iterator[Finding]:
-    for index, check in enumerate(route.health_checks):
-        for key, message, fix in _health_check(check):
-            yield Finding(ERROR, ("health_checks", index, *key), message, fix)
-
-
-def _health_check(check: HealthCheck) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
-    for key in ("timeout", "interval"):
-        value = getattr(check, key)
-        if not value:
-            yield (key,), "is required and must be above 0", 'seconds such as "10s"'
-    for key in ("unhealthy_threshold", "healthy_threshold"):
-        if not getattr(check, key):
-            yield (key,), "is required and must be above 0", "a whole number"
-    checkers = ("http_health_check", "tcp_health_check", "grpc_health_check")
-    given = [name for name in checkers if getattr(check, name) is not None]
-    if len(given) != 1:
-        yield (), f"has {len(given)} checkers", f"exactly one of {', '.join(checkers)}"
-    http = check.http_health_check
-    if http is not None:
-        if not http.path:
-            yield ("http_health_check", "path"), "is required", "a path such as /healthz"
-        for key in ("expected_statuses", "retriable_statuses"):
-            for index, statuses in enumerate(getattr(http, key)):
-                if not 100 <= statuses.start < statuses.end <= 600:
-                    yield (
-                        ("http_health_check", key, index),
-                        f"{statuses.start} to {statuses.end} is not a range of statuses",
-                        "start below end, both from 100 to 600; end is excluded",
-                    )
-        if http.codec_client_type.upper() not in {"", "HTTP1", "HTTP2", "HTTP3"}:
-            yield (
-                ("http_health_check", "codec_client_type"),
-                f"unsupported value {shorten(http.codec_client_type)}",
-                "one of HTTP1, HTTP2, HTTP3",
-            )
-    for name in ("http_health_check", "tcp_health_check"):
-        checker = getattr(check, name)
-        payloads = () if checker is None else (checker.send, *checker.receive)
-        for payload in payloads:
-            if payload is None:
-                continue
-            sound = (payload.text is None) != (payload.binary is None)
-            if payload.text is not None:
-                sound = sound and bool(re.fullmatch(r"(?:[0-9A-Fa-f]{2})+", payload.text))
-            if payload.binary is not None:
-                sound = sound and decode_base64(payload.binary) is not None
-            if not sound:
-                yield (
-                    (name,),
-                    "holds a payload that is not hex text or base64",
-                    "text: hex digits, or binary: base64",
-                )
 
 
 def _identity(route: Route, settings: Settings) -> Iterator[Finding]:
@@ -383,6 +345,14 @@ def _identity(route: Route, settings: Settings) -> Iterator[Finding]:
         if url and urlsplit(url).scheme != "https":
             yield Finding(
                 ERROR, ("mcp", "server", "authorization_server_url"), "is not https", "https://"
+            )
+        oauth = route.mcp.server.upstream_oauth2 if route.mcp.server else None
+        if oauth is not None and oauth.endpoint.auth_style not in {"", "header", "params"}:
+            yield Finding(
+                ERROR,
+                ("mcp", "server", "upstream_oauth2", "endpoint", "auth_style"),
+                f"unknown style {shorten(oauth.endpoint.auth_style)}",
+                "header or params",
             )
 
 

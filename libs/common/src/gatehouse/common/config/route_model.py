@@ -24,6 +24,7 @@ from gatehouse.common.config.values import (
     Int32,
     ListFromJSON,
     Percent,
+    Port,
     ProtoDuration,
     Secret,
     Text,
@@ -94,9 +95,7 @@ class Redirect(Model):
     https_redirect: Flag | None = Field(None, description="change the scheme to https")
     scheme_redirect: Text | None = Field(None, description="change the scheme to this")
     host_redirect: Text | None = Field(None, description="change the host to this")
-    port_redirect: Annotated[UInt32, Field(le=65535)] | None = Field(
-        None, description="change the port to this"
-    )
+    port_redirect: Port | None = Field(None, description="change the port to this")
     path_redirect: Text | None = Field(None, description="replace the whole path")
     prefix_rewrite: Text | None = Field(None, description="replace the matched prefix or path")
     response_code: Int32 | None = Field(None, description="301 (default), 302, 303, 307 or 308")
@@ -236,7 +235,7 @@ class OutlierDetection(Model):
     consecutive_5xx: UInt32 | None = Field(None, description="5xx in a row that eject a host")
     interval: ProtoDuration | None = Field(None, description="time between analyses")
     base_ejection_time: ProtoDuration | None = Field(None, description="shortest ejection")
-    max_ejection_percent: UInt32 | None = Field(
+    max_ejection_percent: Percent | None = Field(
         None, description="percent of hosts ejected at most"
     )
     enforcing_consecutive_5xx: Percent | None = Field(
@@ -270,7 +269,7 @@ class OutlierDetection(Model):
     enforcing_local_origin_success_rate: Percent | None = Field(
         None, description="percent chance that the connection success rate ejects"
     )
-    failure_percentage_threshold: UInt32 | None = Field(
+    failure_percentage_threshold: Percent | None = Field(
         None, description="percent of failures that ejects a host"
     )
     enforcing_failure_percentage: Percent | None = Field(

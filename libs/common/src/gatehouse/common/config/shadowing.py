@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from gatehouse.common.config.resolved import FromURL, ResolvedRoute
@@ -20,7 +20,7 @@ from gatehouse.common.config.routes import PathMatch, PathMatchKind, compile_reg
 OWN_PATHS: Final = ("/ping", "/healthz", "/.pomerium", "/.well-known/pomerium")
 OWN_PREFIXES: Final = ("/.pomerium/", "/.well-known/pomerium/")
 SIGN_IN_PATHS: Final = ("/", "/robots.txt", "/oauth2/callback")
-MOST_PATTERNS: Final = 200  # unusual wildcards or expressions of one host compared with each other
+MOST_PATTERNS: Final = 50  # unusual wildcards or expressions of one host compared with each other
 
 _META: Final = frozenset("\\.+*?()|[]{}^$")
 _ESCAPED_LITERAL: Final = re.compile(r"\\([^0-9A-Za-z])")
@@ -66,14 +66,19 @@ class _Seen:
     exact: dict[str, int] = field(default_factory=dict)
     prefixes: dict[str, int] = field(default_factory=dict)
     regexes: dict[str, int] = field(default_factory=dict)
+    compiled: list[tuple[Any, int]] = field(default_factory=list)
+    matches: list[tuple[PathMatch, int]] = field(default_factory=list)
     connect: int | None = None
 
     def add(self, match: PathMatch, route: int) -> None:
+        self.matches.append((match, route))
         if match.kind is PathMatchKind.CONNECT:
             self.connect = route if self.connect is None else self.connect
             return
-        if match.kind is PathMatchKind.REGEX:
-            self.regexes.setdefault(match.value, route)
+        if match.kind is PathMatchKind.REGEX and match.value not in self.regexes:
+            self.regexes[match.value] = route
+            if len(self.compiled) < MOST_PATTERNS:
+                self.compiled.append((compile_regex(match.value), route))
         rule = _plain(match)
         if rule is not None:
             table = self.exact if rule.kind is PathMatchKind.EXACT else self.prefixes
@@ -92,18 +97,9 @@ class _Seen:
         if rule is not None and rule.kind is PathMatchKind.EXACT:
             stem = rule.value
             found.append(self.exact.get(stem))
-            found += self._by_regex(stem)
-        found += [self.prefixes.get(stem[:end]) for end in range(1, len(stem) + 1)]
+            found += [route for regex, route in self.compiled if regex.fullmatch(stem)]
+        found += [self.prefixes.get(stem[:end]) for end in range(len(stem) + 1)]
         return min((route for route in found if route is not None), default=None)
-
-    def _by_regex(self, path: str) -> Iterator[int]:
-        for pattern, route in list(self.regexes.items())[:MOST_PATTERNS]:
-            if compile_regex(pattern).fullmatch(path):
-                yield route
-
-    @property
-    def covers_all(self) -> bool:
-        return "/" in self.prefixes or "" in self.prefixes
 
 
 def shadows(
@@ -165,17 +161,20 @@ def _shadow(
 def _hidden(hosts: dict[_Host, _Seen], wildcards: _Wildcards) -> Iterator[Shadow]:
     """Exact hosts that answer some paths only, though a wildcard is there for their name."""
     for host, seen in hosts.items():
-        if host.kind != "http" or "*" in host.name or seen.covers_all:
+        if host.kind != "http" or "*" in host.name:
             continue
-        wider = [hosts[other] for other in wildcards.covering(host)]
-        hidden = sorted(route for other in wider for route in _routes_of(other))
-        if hidden:
-            first = min(_routes_of(seen))
-            yield Shadow(Hiding.REST, hidden[0], first, host.shown)
-
-
-def _routes_of(seen: _Seen) -> Iterable[int]:
-    return {*seen.exact.values(), *seen.prefixes.values(), *seen.regexes.values()}
+        wider = (hosts[other] for other in wildcards.covering(host))
+        hidden = next(
+            (
+                route
+                for other in wider
+                for match, route in other.matches
+                if seen.cover(match) is None
+            ),
+            None,
+        )
+        if hidden is not None:
+            yield Shadow(Hiding.REST, hidden, seen.matches[0][1], host.shown)
 
 
 class _Wildcards:

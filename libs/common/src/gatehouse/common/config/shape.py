@@ -102,6 +102,7 @@ _BOUNDS: Final[Mapping[Any, tuple[int, int]]] = {
     values.UInt32: (0, 2**32 - 1),
     values.UInt64: (0, 2**63 - 1),
     values.Percent: (0, 100),
+    values.Port: (0, 65535),
 }
 
 

@@ -93,7 +93,7 @@ def _request(reader: _Reader, now_s: float) -> RequestFacts:
         raise PolicyError("not correctly percent-encoded", ("path",))
     host = reader.read("host", _text, "app.example.com")
     certificate = reader.read("certificate", _certificate, "none")
-    headers = reader.read("headers", _texts, {})
+    headers: dict[str, str] = reader.read("headers", _texts, {})
     return RequestFacts(
         internal=False,
         route_id="",
@@ -122,7 +122,7 @@ def _identity(reader: _Reader, now_s: float) -> Identity:
     email = reader.read("email", _text, "")
     has_person = bool(_SIGNED_IN_BY & reader.facts.keys())
     user_id = reader.read("user", _text, (email or "supposed-user") if has_person else "")
-    claims = reader.read("claims", _claims, {})
+    claims: dict[str, tuple[Data, ...]] = reader.read("claims", _claims, {})
     groups = reader.read("groups", _groups, None)
     session = SessionFacts(
         id=SESSION_ID,
@@ -147,7 +147,7 @@ def _identity(reader: _Reader, now_s: float) -> Identity:
 def _records(
     reader: _Reader, policy: Policy, identity: Identity
 ) -> dict[RecordKey, FrozenObject | None]:
-    given = reader.read("records", _objects, {})
+    given: dict[str, FrozenObject] = reader.read("records", _objects, {})
     found: dict[RecordKey, FrozenObject | None] = {}
     for criterion in policy.criteria():
         if criterion.name == "record":

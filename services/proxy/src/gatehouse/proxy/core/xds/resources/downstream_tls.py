@@ -82,11 +82,13 @@ def rejects_connections(resolved: ResolvedSettings) -> bool:
 def _client_authorities(resolved: ResolvedSettings) -> bytes:
     """The global authorities and those of every route, for the one context of the listener."""
     parts = [resolved.downstream_mtls_ca_pem] if resolved.downstream_mtls_ca_pem else []
-    parts += sorted({
-        route.tls_downstream_client_ca_pem
-        for route in resolved.routes
-        if route.tls_downstream_client_ca_pem
-    })
+    parts += sorted(
+        {
+            route.tls_downstream_client_ca_pem
+            for route in resolved.routes
+            if route.tls_downstream_client_ca_pem
+        }
+    )
     return b"\n".join(parts)
 
 
@@ -119,4 +121,3 @@ def _client_validation(
                 matcher.san_type = _SAN_TYPES[kind]
             context.match_typed_subject_alt_names.append(matcher)
     return context
-

@@ -47,9 +47,9 @@ from gatehouse.proxy.errors import SnapshotError
 CONTROL_PLANE_HTTP: Final = "pomerium-control-plane-http"
 AUTHENTICATE: Final = "pomerium-authenticate"
 ENVOY_ADMIN: Final = "pomerium-envoy-admin"
-AUTHORIZE_TOKEN: Final = "authorize-token"
+AUTHORIZE_TOKEN: Final = "authorize-token"  # noqa: S105 - the name of the resource
 
-_TOKEN_HEADER: Final = "jwt"
+_TOKEN_HEADER: Final = "jwt"  # noqa: S105 - the name of the header
 
 _UNLIMITED: Final = 2**32 - 1
 _KEEPALIVE_S: Final = 15

@@ -122,12 +122,11 @@ def _redirect(
     route = route_components_pb2.Route(
         match=route_components_pb2.RouteMatch(prefix="/"),
         redirect=route_components_pb2.RedirectAction(https_redirect=True),
-        response_headers_to_add=[
-            base_pb2.HeaderValueOption(header=base_pb2.HeaderValue(key="connection", value="close"))
-        ],
     )
     manager = _small_manager("http_redirect", route)
     manager.strip_any_host_port = True
+    # Envoy says `connection: close` itself; nobody comes back here.
+    manager.common_http_protocol_options.max_requests_per_connection.CopyFrom(uint32(1))
     listener = _tcp(
         "http-redirect-ingress" if insecure else "http-ingress",
         _parse_address(resolved.settings.http_redirect_addr),

@@ -1,0 +1,28 @@
+"""What every test of real traffic starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.traffic import Product
+from tests.support.traffic_upstreams import Application, Background
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory: pytest.TempPathFactory, provider: str) -> Product:
+    """Not yet running: each module starts it with routes of its own."""
+    return Product(tmp_path_factory.mktemp("traffic"), provider)
+
+
+@pytest.fixture(scope="module")
+def background() -> Iterator[Background]:
+    with Background() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def application(background: Background) -> Iterator[Application]:
+    with Application(background).running() as running:
+        yield running

@@ -1,0 +1,258 @@
+"""The product in front of the upstreams of `traffic_upstreams.py`, and clients to send traffic.
+
+Every host of these tests lies below `traffic.test`; clients connect to loopback and name the host
+in SNI and Host, as a browser with the right DNS would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import re
+import secrets
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+from tests.support.localhost import localhost_client
+from tests.support.stack import Stack, free_ports, running
+from tests.support.tls import Authority
+
+DOMAIN = "traffic.test"
+MARKER = f"marker.{DOMAIN}"
+TIMEOUT_S = 15.0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer read to its end."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+    def values(self, name: str) -> list[str]:
+        return [value for header, value in self.headers if header.lower() == name]
+
+    def value(self, name: str) -> str | None:
+        found = self.values(name)
+        assert len(found) < 2, found
+        return found[0] if found else None
+
+    @property
+    def seen(self) -> dict[str, Any]:
+        """What the upstream says it received."""
+        assert self.status == 200, (self.status, self.body[:500])
+        found: dict[str, Any] = json.loads(self.body)
+        return found
+
+    def arrived(self, name: str) -> list[str]:
+        """Values of a request header as the upstream received it."""
+        return [value for header, value in self.seen["headers"] if header.lower() == name]
+
+
+def https(host: str = "", **keys: Any) -> dict[str, Any]:
+    """A public route of a host below the domain."""
+    return {
+        "from": f"https://{host}.{DOMAIN}",
+        "allow_public_unauthenticated_access": True,
+        **keys,
+    }
+
+
+def eventually(check: Callable[[], object], timeout_s: float = 10.0, every_s: float = 0.02) -> None:
+    """Until `check` is true: for what Envoy does without telling."""
+    deadline = time.monotonic() + timeout_s
+    while not check():
+        assert time.monotonic() < deadline, "did not come to pass"
+        time.sleep(every_s)
+
+
+def together(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    """All at once, each on its own thread; their results in order."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [each.result() for each in [pool.submit(call) for call in calls]]
+
+
+class Connection:
+    """One HTTP/1.1 connection, kept alive; paths and headers go out as they are written."""
+
+    def __init__(
+        self,
+        port: int,
+        tls: ssl.SSLContext | None,
+        *,
+        server_name: str = f"any.{DOMAIN}",
+        proxy_line: bytes = b"",
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        sock = socket.create_connection(("127.0.0.1", port), timeout_s)
+        try:
+            if proxy_line:
+                sock.sendall(proxy_line)
+            if tls is not None:
+                sock = tls.wrap_socket(sock, server_hostname=server_name)
+        except BaseException:
+            sock.close()
+            raise
+        self.socket = sock
+        self._http = http.client.HTTPConnection("127.0.0.1")
+        self._http.sock = sock
+        self._http.auto_open = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_details: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+        self.socket.close()
+
+    def send(
+        self,
+        path: str = "/",
+        *,
+        host: str,
+        method: str = "GET",
+        headers: Sequence[tuple[str, str]] = (),
+        body: bytes | None = None,
+    ) -> None:
+        self._http.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+        self._http.putheader("Host", host)
+        for name, value in headers:
+            self._http.putheader(name, value)
+        if body is not None:
+            self._http.putheader("Content-Length", str(len(body)))
+        self._http.endheaders(body)
+
+    def answer(self) -> http.client.HTTPResponse:
+        return self._http.getresponse()
+
+    def request(self, path: str = "/", **options: Any) -> Reply:
+        self.send(path, **options)
+        response = self.answer()
+        return Reply(response.status, tuple(response.getheaders()), response.read())
+
+
+class Product:
+    """A running product whose routes and settings a test changes."""
+
+    def __init__(self, directory: Path, issuer: str) -> None:
+        self.authority = Authority(directory / "authority")
+        self.certificate = self.authority.leaf(DOMAIN, f"*.{DOMAIN}", stem="traffic")
+        self.stack = Stack(
+            directory=directory,
+            issuer=issuer,
+            client_id="gatehouse",
+            client_secret="not-a-real-secret",
+            routes=[],
+        )
+        (self.admin_port,) = free_ports(1)
+        self.port = self.stack.port
+        self.base: dict[str, Any] = {
+            "authenticate_service_url": f"https://authenticate.{DOMAIN}:{self.port}",
+            "certificates": [
+                {"cert": str(self.certificate.certificate), "key": str(self.certificate.key)}
+            ],
+            "envoy_admin_address": f"127.0.0.1:{self.admin_port}",
+            "databroker_storage_type": "memory",
+            "databroker_storage_connection_string": "",
+        }
+        self.tls = self.client_tls()
+
+    def client_tls(self, *alpn: str) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=str(self.authority.path))
+        context.set_alpn_protocols(list(alpn or ("http/1.1",)))
+        return context
+
+    def _write(self, routes: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]) -> str:
+        mark = secrets.token_hex(8)
+        insecure = bool(extra.get("insecure_server"))
+        marker = {
+            "from": f"{'http' if insecure else 'https'}://{MARKER}",
+            "response": {"status": 200, "body": mark},
+            "allow_public_unauthenticated_access": True,
+        }
+        self.stack.routes = [marker, *map(dict, routes)]
+        self.stack.extra = {**self.base, **extra}
+        self.stack.write_config()
+        return mark
+
+    def _marked(self, mark: str, dial: Mapping[str, Any]) -> bool:
+        try:
+            with self.connection(**dial) as connection:
+                return connection.request(host=MARKER).body.decode() == mark
+        except (OSError, http.client.HTTPException):
+            return False
+
+    @contextlib.contextmanager
+    def serving(self, routes: Sequence[Mapping[str, Any]], **extra: Any) -> Iterator[Self]:
+        """Start with these routes and settings; stop at the end."""
+        self._write(routes, extra)
+        with running(self.stack):
+            yield self
+
+    def reload(
+        self,
+        routes: Sequence[Mapping[str, Any]],
+        *,
+        dial: Mapping[str, Any] | None = None,
+        **extra: Any,
+    ) -> None:
+        """Replace routes and settings and wait until requests meet them.
+
+        `dial` says how a connection is opened under the new settings.
+        """
+        mark = self._write(routes, extra)
+        deadline = time.monotonic() + 20
+        while not self._marked(mark, dial or {}):
+            assert time.monotonic() < deadline, self.stack.processes["proxy"].log()[-4000:]
+            time.sleep(0.02)
+
+    def connection(self, *, plain: bool = False, **options: Any) -> Connection:
+        options.setdefault("tls", None if plain else self.tls)
+        return Connection(self.port, **options)
+
+    def get(self, host: str, path: str = "/", **options: Any) -> Reply:
+        """One request on a connection of its own, to a host below the domain."""
+        with self.connection() as connection:
+            return connection.request(path, host=f"{host}.{DOMAIN}", **options)
+
+    def browser(self, *hosts: str, **options: Any) -> httpx.Client:
+        """A client with cookies that can sign in."""
+        ports = {f"{host}.{DOMAIN}": self.port for host in ("authenticate", *hosts)}
+        return localhost_client(self.authority.path, hosts=ports, **options)
+
+    def url(self, host: str, path: str = "/") -> str:
+        return f"https://{host}.{DOMAIN}:{self.port}{path}"
+
+    def stats(self, pattern: str) -> dict[str, int]:
+        """Envoy's counters and gauges whose whole name matches."""
+        answer = httpx.get(f"http://127.0.0.1:{self.admin_port}/stats", trust_env=False)
+        found = dict(line.split(": ", 1) for line in answer.text.splitlines() if ": " in line)
+        return {
+            name: int(value)
+            for name, value in found.items()
+            if re.fullmatch(pattern, name) and value.isdecimal()
+        }
+
+    def stat(self, name: str) -> int:
+        return self.stats(re.escape(name))[name]
+
+    def envoy_pid(self) -> int:
+        """Envoy's process: the child of ours that is called so."""
+        product = self.stack.processes["proxy"].process.pid
+        children = Path(f"/proc/{product}/task/{product}/children").read_text().split()
+        named = [int(pid) for pid in children if "envoy" in Path(f"/proc/{pid}/comm").read_text()]
+        (pid,) = named
+        return pid
