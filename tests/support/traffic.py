@@ -96,6 +96,7 @@ class Connection:
     ) -> None:
         sock = socket.create_connection(("127.0.0.1", port), timeout_s)
         try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if proxy_line:
                 sock.sendall(proxy_line)
             if tls is not None:

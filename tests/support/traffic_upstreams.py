@@ -93,14 +93,16 @@ class Seen:
         return dict(self.wishes).get(name)
 
     def described(self) -> bytes:
-        return json.dumps({
-            "method": self.method,
-            "path": self.target,
-            "version": self.version,
-            "headers": self.headers,
-            "body": self.body.decode(errors="replace"),
-            "body_size": self.body_size,
-        }).encode()
+        return json.dumps(
+            {
+                "method": self.method,
+                "path": self.target,
+                "version": self.version,
+                "headers": self.headers,
+                "body": self.body.decode(errors="replace"),
+                "body_size": self.body_size,
+            }
+        ).encode()
 
 
 class Server:
@@ -332,25 +334,24 @@ class Http2Application(Server):
         return super().url.replace("http://", "h2c://")
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = h2.connection.H2Connection(
-            h2.config.H2Configuration(client_side=False, header_encoding="utf-8")
-        )
+        connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
         connection.initiate_connection()
         writer.write(connection.data_to_send())
         requests: dict[int, Seen] = {}
         while data := await reader.read(65536):
             for event in connection.receive_data(data):
                 if isinstance(event, h2.events.RequestReceived):
-                    headers = dict(event.headers)
+                    headers = [(name.decode(), value.decode()) for name, value in event.headers]
+                    pseudo = dict(headers)
+                    headers = [each for each in headers if not each[0].startswith(":")]
                     requests[event.stream_id] = Seen(
-                        headers[":method"],
-                        headers[":path"],
+                        pseudo[":method"],
+                        pseudo[":path"],
                         "HTTP/2",
-                        [(name, value) for name, value in event.headers if name[0] != ":"],
+                        [*headers, ("host", pseudo[":authority"])],
                         server_name=self._server_name(writer),
                         client_names=self._client_names(writer),
                     )
-                    requests[event.stream_id].headers.append(("host", headers[":authority"]))
                 elif isinstance(event, h2.events.DataReceived):
                     requests[event.stream_id].body += event.data
                     requests[event.stream_id].body_size += len(event.data)

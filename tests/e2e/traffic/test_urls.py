@@ -13,7 +13,7 @@ from tests.support.traffic_upstreams import Application, Background
 
 pytestmark = pytest.mark.e2e
 
-ENCODED = {"path_with_escaped_slashes_action": "keep_unchanged"}
+ENCODED: dict[str, Any] = {"path_with_escaped_slashes_action": "keep_unchanged"}
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,22 @@ SERVICE = {
 
 ROWS = (
     # no rewrite; queries, escapes, letters and empty parts arrive as they were sent
-    Row({
-        "/": "/",
-        "/foo": "/foo",
-        "/foo/": "/foo/",
-        "/foo?a=1&a=2&b": "/foo?a=1&a=2&b",
-        "/foo?": "/foo?",
-        "/?x=//y": "/?x=//y",
-        "/%C3%A9%20b": "/%C3%A9%20b",
-        "/Foo": "/Foo",
-        "/a;b=c": "/a;b=c",
-        "//foo": "/foo",
-        "/a///b": "/a/b",
-        "/a/./b/../c": "/a/c",
-    }),
+    Row(
+        {
+            "/": "/",
+            "/foo": "/foo",
+            "/foo/": "/foo/",
+            "/foo?a=1&a=2&b": "/foo?a=1&a=2&b",
+            "/foo?": "/foo?",
+            "/?x=//y": "/?x=//y",
+            "/%C3%A9%20b": "/%C3%A9%20b",
+            "/Foo": "/Foo",
+            "/a;b=c": "/a;b=c",
+            "//foo": "/foo",
+            "/a///b": "/a/b",
+            "/a/./b/../c": "/a/c",
+        }
+    ),
     # the path of `to`
     Row(
         {
@@ -108,7 +110,10 @@ ROWS = (
         to="/base",
         keys={"path": "/some/path"},
     ),
-    Row({"/login": "/auth", "/login?a": "/auth?a"}, keys={"path": "/login", "prefix_rewrite": "/auth"}),
+    Row(
+        {"/login": "/auth", "/login?a": "/auth?a"},
+        keys={"path": "/login", "prefix_rewrite": "/auth"},
+    ),
     # regex: the whole path, without the query
     Row({"/a/b/c": "/base", "/a/": "/base", "/a": None}, to="/base", keys={"regex": "^/a/.*$"}),
     Row(
@@ -157,7 +162,13 @@ HOST_ROWS: tuple[tuple[dict[str, Any], str, tuple[str, str] | None, str | None, 
     (FIRST, "/example.com/x", None, "example.com", True),
     (FIRST, "/example.com/some/path?a/b", None, "example.com", True),
     ({"preserve_host_header": True}, "/", None, None, False),
-    ({"preserve_host_header": True, "host_rewrite": "beats.internal"}, "/", None, "beats.internal", True),
+    (
+        {"preserve_host_header": True, "host_rewrite": "beats.internal"},
+        "/",
+        None,
+        "beats.internal",
+        True,
+    ),
     ({"remove_request_headers": ["X-Forwarded-Host"]}, "/", None, "", False),
     (
         {"host_rewrite": "literal.internal", "remove_request_headers": ["x-forwarded-host"]},
@@ -411,7 +422,7 @@ def test_slashes_and_dots_are_kept_where_the_settings_say_so(
         (2, "//foo", "/anything//foo"),
     ):
         assert sent(world, f"u{index}", path) == expected, path
-    for action, expected in (
+    for action, outcome in (
         ("unescape_and_forward", (200, "/a/b")),
         ("unescape_and_redirect", (307, "/a/b")),
         ("reject_request", (400, None)),
@@ -419,6 +430,6 @@ def test_slashes_and_dots_are_kept_where_the_settings_say_so(
         world.reload(routes, path_with_escaped_slashes_action=action)
         reply = world.get("u0", "/a%2Fb")
         place = reply.seen["path"] if reply.status == 200 else reply.value("location")
-        assert (reply.status, place) == expected, action
+        assert (reply.status, place) == outcome, action
     world.reload(routes, normalize_path=False)
     assert sent(world, "u0", "/a/./b/../c") == "/a/./b/../c"

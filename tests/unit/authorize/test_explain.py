@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from gatehouse.authorize.core.evaluator import CompiledPolicy, decide
 from gatehouse.authorize.core.explain import explain, outcome_name
 from gatehouse.authorize.core.supposition import suppose
-from gatehouse.common.errors import GatehouseError
+from gatehouse.common.policy.ast import Policy
 from gatehouse.common.policy.errors import PolicyError
 from gatehouse.common.policy.hazards import hazards
 from gatehouse.common.policy.parser import parse_policy
@@ -232,8 +233,6 @@ NEARLY = st.fixed_dictionaries(
                                 "client_certificate",
                                 "device",
                                 "date",
-                            ]
-                            + [
                                 "day_of_week",
                                 "time_of_day",
                                 "record",
@@ -256,14 +255,17 @@ NEARLY = st.fixed_dictionaries(
 )
 
 
+def parsed(value: object) -> Policy | None:
+    with contextlib.suppress(PolicyError):
+        return parse_policy(value)
+    return None
+
+
 @settings(max_examples=400)
 @given(JSON | NEARLY, FACTS)
 def test_no_input_crashes_the_parser_or_what_comes_after(value, facts) -> None:
-    try:
-        tree = parse_policy(value)
-    except PolicyError as error:
-        assert error.problems
-        assert all(problem.message for problem in error.problems)
+    tree = parsed(value)
+    if tree is None:
         return
     hazards(tree)
     described = suppose(facts, tree, now_s=NOW_S)
@@ -272,10 +274,8 @@ def test_no_input_crashes_the_parser_or_what_comes_after(value, facts) -> None:
 
 @given(st.dictionaries(st.sampled_from(["user", "claims", "time", "path", "devices", "x"]), JSON))
 def test_no_facts_crash_the_reader(facts) -> None:
-    try:
+    with contextlib.suppress(PolicyError):
         suppose(facts, policy_of("{}"), now_s=NOW_S)
-    except GatehouseError as error:
-        assert str(error)
 
 
 # Advice

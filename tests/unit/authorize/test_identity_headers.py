@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from gatehouse.authorize.core.claims import claim_text
 from gatehouse.authorize.core.header_templates import Reference, Source, parse_template
 from gatehouse.authorize.core.identity import ANONYMOUS
-from gatehouse.authorize.core.identity_headers import RENEW_AFTER_S, Tokens, request_headers
+from gatehouse.authorize.core.identity_headers import (
+    RENEW_AFTER_S,
+    Tokens,
+    request_headers,
+    told_groups,
+)
 from gatehouse.authorize.core.route_plan import compile_plans
 from gatehouse.common.jose.keys import SigningKey, derive_signing_key, sign_jwt, verify_jwt
 from tests.support.check import SECRET, Desk, is_allowed, resolved_settings, route, set_headers
@@ -375,3 +380,40 @@ def test_numbers_look_as_they_always_have(value, text) -> None:
 
 def test_an_identity_is_compared_by_object() -> None:
     assert dataclasses.replace(ANONYMOUS) != ANONYMOUS
+
+
+def test_the_groups_filter_keeps_ids_and_their_names_and_counts_the_rest() -> None:
+    identity = WORLD.identity("s1")
+    assert told_groups(identity, None) == (("g1", "g2", "Admins"), 0)
+    assert told_groups(identity, frozenset({"g1"})) == (("g1", "Admins"), 1)
+    assert told_groups(identity, frozenset({"g2", "g9"})) == (("g2",), 1)
+    assert told_groups(identity, frozenset({"Admins"})) == ((), 2)  # ids, never names
+    assert told_groups(ANONYMOUS, frozenset({"g1"})) == ((), 0)
+
+
+def test_groups_of_a_claim_are_not_filtered() -> None:
+    world = World(session_record("s1", "u1", claims={"groups": ["c1", "c2"]}))
+    assert told_groups(world.identity("s1"), frozenset({"c1"})) == (("c1", "c2"), 0)
+
+
+def kubernetes_desk(world: World = WORLD) -> Desk:
+    one = dataclasses.replace(route(PUBLIC), kubernetes_service_account_token="sa-token")
+    return Desk(resolved_settings(one), world)
+
+
+def test_kubernetes_gets_the_user_to_impersonate_and_each_group_apart() -> None:
+    one = kubernetes_desk()
+    response = one.check(headers=one.cookie("s1"))
+    headers = set_headers(response)
+    assert headers["authorization"] == "Bearer sa-token"
+    assert headers["impersonate-user"] == "ann@example.com"
+    assert list(response.dynamic_metadata["impersonate-groups"]) == ["g1", "g2", "Admins"]
+    assert "impersonate-group" not in headers
+
+
+def test_r15_nobody_acts_as_the_service_account_itself() -> None:
+    one = kubernetes_desk(World(session_record("s1", "u1")))
+    assert not is_allowed(one.check())
+    response = one.check(headers=one.cookie("s1"))  # a session without an email
+    assert not is_allowed(response)
+    assert "sa-token" not in str(response)

@@ -19,11 +19,12 @@ from tests.support.configuration import LOGIN, warnings
 
 APP = "https://app.example.com"
 WILD = "https://*.example.com"
+ROUTE = {"from": APP, "allow_any_authenticated_user": True}
 
 
 def told(folder: Path, *routes: dict[str, Any], top: str = "") -> list[str]:
     """The warnings about routes, for routes that differ in where they lead."""
-    listed = [{"from": APP, "to": f"http://up{index}", **keys} for index, keys in enumerate(routes)]
+    listed = [{**ROUTE, "to": f"http://up{index}", **keys} for index, keys in enumerate(routes)]
     found = warnings(folder, f"{LOGIN}{top}\nroutes: {json.dumps(listed)}\n")
     return [line.partition(": ")[2] for line in found if "routes[" in line]
 

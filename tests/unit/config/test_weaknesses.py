@@ -32,7 +32,7 @@ from tests.support.configuration import (
         ),
         ("idp_provider_url: http://idp.example.com", "idp_provider_url", "is plain http"),
         (
-            "routes: [{from: 'https://a', to: 'https://b', allowed_users: [u], tls_skip_verify: true}]",
+            "routes: [{from: https://a, to: https://b, allowed_users: u, tls_skip_verify: true}]",
             "routes[0].tls_skip_verify",
             "any certificate is accepted",
         ),
@@ -52,7 +52,7 @@ def test_weak(tmp_path: Path, text: str, key: str, message: str) -> None:
         "idp_provider_url: http://localhost:8444",
         "idp_provider_url: http://127.0.0.1:1",
         "idp_provider_url: http://idp.localhost",
-        "routes: [{from: 'https://a', to: 'https://b', allowed_users: [u], tls_upstream_server_name: c}]",
+        "routes: [{from: https://a, to: https://b, allowed_users: u, tls_upstream_server_name: c}]",
     ],
 )
 def test_not_weak(tmp_path: Path, text: str) -> None:
@@ -109,8 +109,11 @@ def test_secrets_in_a_file_for_all_to_read(tmp_path: Path, mode: int, weak: bool
     if weak:
         (line,) = told
         assert line.startswith(f"{path}:3: warning: shared_secret: ")
-        assert "shared_secret, cookie_secret, idp_client_secret: every user" in line
-        assert "(mode 0644) (chmod 600, or the _file form of the keys)" in line
+        assert (
+            "every user of this machine can read the file (mode 0644), which holds shared_secret, "
+            in line
+        )
+        assert line.endswith("idp_client_secret (chmod 600, or the _file form of the keys)")
         assert SECRET_TEXT not in line
 
 
@@ -123,10 +126,10 @@ def test_secrets_from_elsewhere_may_stand_beside_a_readable_file(tmp_path: Path)
 
 
 def test_secrets_of_routes_count(tmp_path: Path) -> None:
-    text = "\nroutes:\n- {from: 'https://a', to: 'http://b', idp_client_secret: x}\n"
+    text = "\nroutes:\n- {from: https://a, to: 'http://b', idp_client_secret: x}\n"
     path = write(tmp_path, without(LOGIN, "shared", "cookie", "idp_client_secret", "cert") + text)
     path.chmod(0o644)
     environ = {"IDP_CLIENT_SECRET": "x"}
     _, found = load_and_resolve(path, environ, random_secret=lambda: b"r" * 32)
     (line,) = (str(issue) for issue in found if "every user" in issue.message)
-    assert "routes[0].idp_client_secret: every user" in line
+    assert "which holds routes[0].idp_client_secret (chmod" in line

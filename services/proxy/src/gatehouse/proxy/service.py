@@ -11,12 +11,12 @@ from typing import Final, cast
 import grpc.aio
 
 from gatehouse.common.config.hub import Commit
-from gatehouse.common.config.resolved import ResolvedSettings, ServiceName
+from gatehouse.common.config.resolved import ResolvedSettings
 from gatehouse.common.databroker.client import DatabrokerClient
-from gatehouse.common.extauthz_context import DATABROKER_SERVICE
+from gatehouse.common.databroker.connection import DatabrokerConnection
+from gatehouse.common.extauthz_context import AUTHORIZE_CLUSTER
 from gatehouse.common.observability.logging import get_logger
 from gatehouse.common.pages import envoy_error_template
-from gatehouse.common.rpc.channel import BalancedChannel
 from gatehouse.common.rpc.credentials import LIFETIME_S, ServiceCredentials
 from gatehouse.common.runtime.asgi_limits import App
 from gatehouse.common.runtime.context import ProcessContext
@@ -63,6 +63,7 @@ class ProxyService:
             context.rng,
             warming_clusters=self._admin.warming_clusters,
         )
+        self._databroker = DatabrokerConnection(context, self.name)
         self._files = SecretFiles(context.run_dir / "envoy-files")
         self._machine: tuple[bytes, bool] = (b"", False)  # trusted roots, IPv6
         self._jwt: tuple[bytes, float, str] | None = None  # secret, when made, token
@@ -90,13 +91,12 @@ class ProxyService:
         envoy = self._envoy_process(binary, hub.current)
         self._envoy = envoy
         hub.join(self.name, self._prepare)
-        channel = self._databroker_channel()
-        databroker = DatabrokerClient(channel, clock=context.clock)
+        databroker = DatabrokerClient(self._databroker, clock=context.clock)
         app = build_app(lambda: hub.current, databroker, context.clock, context.rng)
         envoy_stop, rest_stop = asyncio.Event(), asyncio.Event()
         listening, pages = asyncio.Event(), asyncio.Event()
         async with self._admin, asyncio.TaskGroup() as tasks:
-            tasks.create_task(channel.run(rest_stop), name="databroker channel")
+            tasks.create_task(self._databroker.run(rest_stop), name="databroker channel")
             tasks.create_task(
                 self._ads.run(context.xds_socket, rest_stop, listening.set), name="ads"
             )
@@ -149,8 +149,10 @@ class ProxyService:
     async def _prepare(self, new: ResolvedSettings) -> Commit:
         """Everything slow or doubtful; `commit` only hands the result to the streams."""
         snapshot = await self._build(new)
+        move = await self._databroker.prepare(new)
 
         def commit() -> None:
+            move()
             self._ads.publish(snapshot)
             self._look_again.set()
 
@@ -237,7 +239,11 @@ class ProxyService:
         return EnvoyProcess(command, context.clock, on_exit=on_exit)
 
     async def _first_configuration(self, ready: Callable[[], None]) -> None:
-        """Call `ready` once Envoy serves; raise when it refuses what it cannot do without."""
+        """Call `ready` once Envoy serves and has an authorize to ask.
+
+        Raises when Envoy refuses what it cannot do without. An authorize that goes away later does
+        not make the proxy unready: other replicas of it would meet the same.
+        """
 
         def decided(ads: AdsServer) -> bool:
             return ads.serving or bool({LISTENER, ROUTE_CONFIGURATION} & ads.refusals.keys())
@@ -247,6 +253,10 @@ class ProxyService:
             reasons = "; ".join(sorted(self._ads.refusals.values()))
             raise EnvoyRefusedError(f"envoy refuses the configuration: {reasons}")
         await self._live.wait()
+        if problem := await self._not_listening():
+            raise EnvoyRefusedError(problem)
+        while not await self._admin.has_healthy_host(AUTHORIZE_CLUSTER):  # noqa: ASYNC110
+            await asyncio.sleep(_START_POLL_S)
         self._context.health.set_running(PROXY_CHECK)
         ready()
 
@@ -257,12 +267,34 @@ class ProxyService:
             live = await self._admin.is_live()
             if live:
                 self._live.set()
-                self._context.health.set_running(ENVOY_CHECK, version=envoy_version())
+                if problem := await self._not_listening():
+                    self._context.health.set_error(ENVOY_CHECK, problem)
+                else:
+                    self._context.health.set_running(ENVOY_CHECK, version=envoy_version())
                 wanted = envoy_level(log_level(self._context.config.current.settings))
                 if wanted != level and await self._set_log_level(wanted):
                     level = wanted
             self._look_again.clear()
             await _wait_any(stop, self._look_again, _LIVE_POLL_S if live else _START_POLL_S)
+
+    async def _not_listening(self) -> str:
+        """What is wrong when Envoy took a listener and could not have its address; else empty.
+
+        A starting Envoy binds after it acknowledged its listeners, and drops those it cannot bind.
+        """
+        snapshot = self._ads.snapshot
+        if snapshot is None or self._ads.in_force != snapshot.version:
+            return ""
+        try:
+            missing = snapshot.resources[LISTENER].keys() - await self._admin.listeners()
+        except EnvoyUnavailableError:
+            return ""
+        if not missing:
+            return ""
+        return (
+            f"envoy cannot listen on the address of {', '.join(sorted(missing))}: in use, not of "
+            "this machine, or a port below 1024 without the right to it; see its lines in the log"
+        )
 
     async def _set_log_level(self, level: str) -> bool:
         try:
@@ -273,26 +305,6 @@ class ProxyService:
         assert self._envoy is not None
         self._envoy.use_log_level(level)
         return True
-
-    def _databroker_channel(self) -> BalancedChannel:
-        context = self._context
-        settings = context.config.current
-        urls: tuple[str, ...] = settings.databroker_urls
-        if settings.runs(ServiceName.DATABROKER):
-            urls = (f"unix://{context.grpc_socket}",)
-        return BalancedChannel(
-            urls,
-            audience="databroker",
-            health_service=DATABROKER_SERVICE,
-            credentials=ServiceCredentials(
-                self.name, lambda: context.config.current.shared_secrets, context.clock
-            ),
-            ca_pem=settings.ca_bundle_pem,
-            override_name=settings.settings.override_certificate_name,
-            lookup_family=str(settings.settings.dns_lookup_family),
-            clock=context.clock,
-            rng=context.rng,
-        )
 
 
 def build(context: ProcessContext) -> ProxyService:

@@ -130,8 +130,9 @@ def _inline_secrets(loaded: LoadedSettings) -> Iterator[Finding]:
         more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
         yield _weak(
             found[0],
-            f"{', '.join(names[:MOST_NAMED])}{more}: every user of this machine can read the file "
-            f"(mode {stat.S_IMODE(loaded.file_mode):04o})",
+            f"every user of this machine can read the file (mode "
+            f"{stat.S_IMODE(loaded.file_mode):04o}), which holds "
+            f"{', '.join(names[:MOST_NAMED])}{more}",
             "chmod 600, or the _file form of the keys",
         )
 

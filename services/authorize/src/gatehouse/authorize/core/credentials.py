@@ -11,19 +11,24 @@ import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qsl
 
 from gatehouse.authorize.core.check_request import RequestFacts
 from gatehouse.authorize.core.lru import LruCache
 from gatehouse.common.errors import InvalidTokenError
-from gatehouse.common.jose.compact import MAX_TOKEN_BYTES
-from gatehouse.common.session.handle import Handle, Use, decode_handle
+from gatehouse.common.jose.compact import MAX_TOKEN_BYTES, parse_compact
+from gatehouse.common.jose.times import check_times
+from gatehouse.common.session.handle import Handle, decode_handle
 from gatehouse.common.session.query_params import SESSION
 
 _COOKIE_USES: Final = frozenset({"route"})
 _CARRIED_USES: Final = frozenset({"route", "api"})
 _MAX_QUERY_FIELDS: Final = 1000
+NBF_LEEWAY_S: Final = 60.0  # for clocks that disagree; as in decode_handle
+
+# A handle, and the limits in time that its token has of its own.
+_Known: TypeAlias = tuple[Handle, dict[str, Any] | None]
 
 
 class Place(enum.Enum):
@@ -89,37 +94,50 @@ class HandleReader:
 
     def __init__(self, keys: Sequence[bytes], *, capacity: int = 50_000) -> None:
         self._keys = tuple(keys)
-        self._known: LruCache[tuple[bool, str], Handle] = LruCache(capacity)
+        self._known: LruCache[tuple[bool, str], _Known] = LruCache(capacity)
 
     def read(self, credential: Credential, now_s: float) -> Handle | None:
-        """The handle, or None when the credential is not one of ours for this place."""
+        """The handle, or None when the credential is not one of ours for this place and time."""
         token = credential.token
         is_cookie = credential.place is Place.COOKIE
         key = (is_cookie, token)
         known = self._known.get(key)
-        if known is not None:
-            return known
-        if not token or len(token) > MAX_TOKEN_BYTES:
-            return None
-        uses = _COOKIE_USES if is_cookie else _CARRIED_USES
-        unmarked: Use | None = "route" if is_cookie else None
-        try:
-            handle = decode_handle(token, self._keys, allowed_uses=uses, unmarked_use=unmarked)
-        except InvalidTokenError:
-            return self._read_limited(token, uses, unmarked, now_s)
-        self._known.put(key, handle)
-        return handle
+        if known is None:
+            if not token or len(token) > MAX_TOKEN_BYTES:
+                return None
+            known = self._verified(token, now_s, is_cookie=is_cookie)
+            if known is None:
+                return None
+            self._known.put(key, known)
+        handle, limits = known
+        return handle if limits is None or _is_time(limits, now_s) else None
 
-    def _read_limited(
-        self, token: str, uses: frozenset[str], unmarked: Use | None, now_s: float
-    ) -> Handle | None:
-        # A handle with a time limit of its own is judged each time and not remembered.
-        try:
-            return decode_handle(
-                token, self._keys, allowed_uses=uses, unmarked_use=unmarked, now_s=now_s
-            )
-        except InvalidTokenError:
-            return None
+    def _verified(self, token: str, now_s: float, *, is_cookie: bool) -> _Known | None:
+        # Only a token with a time limit of its own is judged by the clock, here and each time.
+        for moment_s in (None, now_s):
+            try:
+                handle = decode_handle(
+                    token,
+                    self._keys,
+                    allowed_uses=_COOKIE_USES if is_cookie else _CARRIED_USES,
+                    unmarked_use="route" if is_cookie else None,
+                    now_s=moment_s,
+                )
+            except InvalidTokenError:
+                continue
+            if moment_s is None:
+                return handle, None
+            claims = parse_compact(token, max_bytes=MAX_TOKEN_BYTES).claims
+            return handle, {n: v for n, v in claims.items() if n in {"exp", "nbf"}}
+        return None
+
+
+def _is_time(limits: dict[str, Any], now_s: float) -> bool:
+    try:
+        check_times(limits, now_s=now_s, nbf_leeway_s=NBF_LEEWAY_S, require_exp=False)
+    except InvalidTokenError:
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=16)

@@ -245,9 +245,7 @@ class Schedule:
             case Owned(until_s):
                 effects += self._own(until_s, now)
             case Providers(ids):
-                if ids != self._providers:
-                    self._providers = ids
-                    self._rebuild()
+                self._configure(ids)
             case Seen(facts, loaded):
                 self._see(facts, now, loaded=loaded)
             case Gone(id_):
@@ -282,6 +280,18 @@ class Schedule:
         if jumped:
             self._steady_since_s = now.monotonic_s
             self._rebuild()
+
+    def _configure(self, ids: frozenset[str]) -> None:
+        if ids == self._providers:
+            return
+        self._providers = ids
+        for entry in self._entries.values():
+            if entry.phase is _Phase.WAITING and entry.idp_id not in ids:
+                entry.phase = _Phase.IDLE
+        for idp_id in [idp_id for idp_id in self._queues if idp_id not in ids]:
+            if self._queues[idp_id].gate.calls == 0:
+                del self._queues[idp_id]
+        self._rebuild()
 
     def _own(self, until_s: Mapping[int, float], now: Moment) -> Iterable[Effect]:
         gained = until_s.keys() - self._owned.keys()
@@ -435,10 +445,11 @@ class Schedule:
                         kind,
                         idp_id,
                     )
-                    if entry is None or not is_here or waiting[0] in self._busy:
+                    if entry is None or not is_here:
                         waiting.popleft()
                         continue
-                    if self._owned[entry.partition] - now.monotonic_s < self.rules.margin_s:
+                    good_s = self._owned[entry.partition] - now.monotonic_s
+                    if good_s < self.rules.margin_s or entry.facts.id in self._busy:
                         waiting.popleft()
                         self._put_off(entry, now)
                         continue
@@ -450,7 +461,7 @@ class Schedule:
                     break  # checks must not take what refreshes wait for
 
     def _put_off(self, entry: _Entry, now: Moment) -> None:
-        """The lease is about to end: wait for it to be renewed, or taken by another."""
+        """Wait for the lease to be renewed, or for an attempt from before it was lost to end."""
         entry.phase = _Phase.IDLE
         entry.not_before_s = now.monotonic_s + self.rules.margin_s / 2
         self._place(entry)

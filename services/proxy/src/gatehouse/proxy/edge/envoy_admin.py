@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -63,6 +64,15 @@ class EnvoyAdmin:
         stats = await self.stats(_ACTIVE_PATTERN)
         return sum(stats.values())
 
+    async def has_healthy_host(self, cluster: str) -> bool:
+        """True when some address of the cluster may be sent requests; False also without Envoy."""
+        name = f"cluster.{cluster}.membership_healthy"
+        try:
+            found = await self.stats(f"^{re.escape(name)}$")
+        except EnvoyUnavailableError:
+            return False
+        return found.get(name, 0) > 0
+
     async def stats(self, pattern: str) -> dict[str, int]:
         """Counters and gauges whose name matches the regular expression."""
         body = await self._call("GET", "/stats", params={"filter": pattern, "format": "json"})
@@ -85,6 +95,11 @@ class EnvoyAdmin:
             if "name" in cluster:
                 names.add(cluster["name"])
         return frozenset(names)
+
+    async def listeners(self) -> frozenset[str]:
+        """Listeners that have their addresses and serve."""
+        body = await self._call("GET", "/listeners", params={"format": "json"})
+        return frozenset(entry["name"] for entry in json.loads(body).get("listener_statuses", ()))
 
     async def set_log_level(self, level: str) -> None:
         """Change the level of all of Envoy's loggers."""

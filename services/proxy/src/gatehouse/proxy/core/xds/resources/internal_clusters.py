@@ -191,6 +191,9 @@ def _health_check() -> health_check_pb2.HealthCheck:
         timeout=seconds(1.0),
         interval=seconds(2.0),
         no_traffic_interval=seconds(2.0),
+        # A replica that was not ready at the first look is found as soon as it is.
+        unhealthy_interval=seconds(0.5),
+        unhealthy_edge_interval=seconds(0.5),
         initial_jitter=seconds(0.1),
         interval_jitter=seconds(0.1),
         interval_jitter_percent=10,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Final
+from urllib.parse import quote
 
 from envoy.config.route.v3 import route_components_pb2
 from envoy.extensions.filters.http.ext_authz.v3 import ext_authz_pb2
@@ -36,6 +37,7 @@ EXT_AUTHZ: Final = "envoy.filters.http.ext_authz"
 _ASSERTION_HEADERS: Final = ("x-pomerium-jwt-assertion", "x-pomerium-jwt-assertion-for")
 _ALWAYS_REMOVED: Final = ("x-pomerium-reproxy-policy", "x-pomerium-reproxy-policy-hmac")
 _FORWARDED_HOST: Final = "x-forwarded-host"
+_PATH_CHARACTERS: Final = "/!$&'()*+,;=:@"
 
 _REDIRECT_CODES: Final = {
     301: route_components_pb2.RedirectAction.MOVED_PERMANENTLY,
@@ -231,8 +233,9 @@ def _add_path_rewrite(action: route_components_pb2.RouteAction, route: ResolvedR
         action.regex_rewrite.pattern.regex = options.regex_rewrite_pattern
         action.regex_rewrite.substitution = options.regex_rewrite_substitution
     elif route.upstreams and route.upstreams[0].scheme not in {"unix", "https+unix"}:
-        # Envoy replaces the matched part, and only that: `to` without a final slash glues.
-        action.prefix_rewrite = route.upstreams[0].path
+        # Envoy replaces the matched part, and only that: `to` without a final slash glues. What it
+        # puts there goes out as it is, so blanks and the like are escaped (RFC 3986, 3.3).
+        action.prefix_rewrite = quote(route.upstreams[0].path, safe=_PATH_CHARACTERS)
 
 
 def _add_host_rewrite(action: route_components_pb2.RouteAction, route: ResolvedRoute) -> None:
