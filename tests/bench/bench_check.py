@@ -1,14 +1,17 @@
-"""CPU of one Check: `python -m tests.bench.bench_check`.
+"""CPU of one Check with a ten-criterion policy and identity headers.
 
-Prints microseconds for each part of a check with a ten-criterion policy and identity headers, then
-for a whole Check over gRPC on loopback (server's share included with the client's).
+`make bench` measures what the authorize process alone spends on a Check over gRPC: the server runs
+in a process of its own, and its CPU time is read from /proc. The yardstick is the same server with
+a handler that does nothing. `python -m tests.bench.bench_check` also prints each part.
 """
 
 from __future__ import annotations
 
 import asyncio
 import io
-import tempfile
+import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +30,9 @@ from gatehouse.common.clock import SystemClock, SystemRng
 from gatehouse.common.databroker.replica import Replica
 from gatehouse.common.databroker.sync_core import Position
 from gatehouse.common.observability.logging import configure_logging
+from gatehouse.common.rpc.channel import BalancedChannel
+from gatehouse.common.rpc.credentials import ServiceCredentials
+from tests.bench.figures import Figure
 from tests.support.check import (
     SECRET,
     CheckRequest,
@@ -41,6 +47,11 @@ from tests.support.policy import (
     session_record,
     user_record,
 )
+
+NAME = "check"
+TARGET_US = 350.0
+IN_FLIGHT = 16
+SIZES = ((1, 1), (1, 1_000), (1, 10_000), (100_000, 1), (100_000, 10_000))  # sessions, routes
 
 POLICY = """
 allow:
@@ -71,8 +82,8 @@ HEADERS = {
 }
 
 
-def build(sessions: int, routes: int) -> tuple[ExtAuthz, Decider, IdentitySource, list[bytes]]:
-    """A servicer with a filled copy, and serialized requests of different users."""
+def build(sessions: int, routes: int) -> tuple[ExtAuthz, Decider, IdentitySource]:
+    """A servicer with a filled copy of the records."""
     clock = SystemClock()
     reader = RecordReader()
     replica = Replica(reader.decoders)
@@ -114,19 +125,23 @@ def build(sessions: int, routes: int) -> tuple[ExtAuthz, Decider, IdentitySource
     )
     in_force = build_in_force(compile_plans(settings), SystemRng())
     source = IdentitySource(replica, reader, _no_client, clock)
-    requests = [
+    return ExtAuthz(in_force, source, clock), in_force.decider, source
+
+
+def requests_of(sessions: int, routes: int) -> list[bytes]:
+    """Serialized requests of different users to different routes."""
+    return [
         check_request(
             path="/api/items?page=2",
-            route_id=f"{number % routes:016x}",
+            route_id=f"{number * routes // 200 % routes:016x}",
             headers={
                 **HEADERS,
                 "cookie": "theme=dark; _pomerium="
-                + handle_token(SECRET, f"session-{number}", idp_id="idp-1"),
+                + handle_token(SECRET, f"session-{number % sessions}", idp_id="idp-1"),
             },
         ).SerializeToString()
-        for number in range(min(sessions, 200))
+        for number in range(200)
     ]
-    return ExtAuthz(in_force, source, clock), in_force.decider, source, requests
 
 
 def policy_of_text() -> Any:
@@ -204,57 +219,108 @@ async def whole(servicer: ExtAuthz, requests: list[bytes], what: str, times: int
     print(f"{what:<44} {spent:8.1f} µs")
 
 
-async def over_grpc(directory: Path, times: int = 3_000) -> None:
-    """The server of the product in this process; client and server CPU together."""
-    from tests.integration.authorize.conftest import (  # noqa: PLC0415 - needs pytest
-        running_authorize,
-        running_databroker,
-        writer_to,
-    )
+class Server:
+    """The server in a process of its own, and the CPU time that it has used."""
 
-    async with running_databroker(directory / "d") as broker:
-        async with writer_to(broker.port) as writer:
-            await writer.put(
-                [
-                    session_record(
-                        "session-0",
-                        "u0",
-                        claims={"family_name": ["Smith"], "roles": ["b"]},
-                        expires_at_s=4_000_000_000,
-                    ),
-                    user_record("u0", "u0@example.com"),
-                    directory_user_record("u0", group_ids=["g2"]),
-                ]
-            )
-        settings = resolved_settings(
-            route(policy_of_text(), pass_identity_headers=True),
-            databroker_urls=(f"http://127.0.0.1:{broker.port}",),
+    def __init__(self, kind: str, sessions: int, routes: int) -> None:
+        command = [sys.executable, "-m", "tests.bench.check_server", kind]
+        self._process = subprocess.Popen(
+            [*command, str(sessions), str(routes)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
-        async with running_authorize(directory / "a", settings) as authorize:
-            token = handle_token(SECRET, "session-0", idp_id="idp-1")
-            request = check_request(
-                path="/api/items", headers={**HEADERS, "cookie": f"_pomerium={token}"}
+        assert self._process.stdout is not None
+        self.port = int(self._process.stdout.readline())
+
+    def cpu_s(self) -> float:
+        """Time on a CPU of all its threads (proc(5): schedstat, nanoseconds)."""
+        tasks = Path(f"/proc/{self._process.pid}/task").glob("*/schedstat")
+        return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(20)
+
+
+async def cpu_per_check(server: Server, requests: list[bytes], times: int) -> float:
+    """Microseconds of the server's CPU for one Check, several at a time as from Envoy."""
+    clock = SystemClock()
+    channel = BalancedChannel(
+        [f"http://127.0.0.1:{server.port}"],
+        audience="authorize",
+        health_service="",
+        credentials=ServiceCredentials("proxy", lambda: (SECRET,), clock),
+        ca_pem=None,
+        clock=clock,
+        rng=SystemRng(),
+    )
+    try:
+        call = (await channel.ready_channel(20)).unary_unary(
+            "/envoy.service.auth.v3.Authorization/Check"
+        )
+
+        async def some(first: int, count: int) -> None:
+            for number in range(first, first + count):
+                answer = await call(requests[number % len(requests)], timeout=20)
+                assert isinstance(answer, bytes)
+
+        async def many(count: int) -> None:
+            async with asyncio.TaskGroup() as group:
+                for worker in range(IN_FLIGHT):
+                    group.create_task(some(worker * 37, count // IN_FLIGHT))
+
+        await many(len(requests) * 2)
+        before = server.cpu_s()
+        await many(times)
+        return (server.cpu_s() - before) / times * 1e6
+    finally:
+        await channel.close()
+
+
+def measured(kind: str, sessions: int, routes: int, runs: int = 3) -> tuple[float, ...]:
+    requests = requests_of(sessions, routes)
+    server = Server(kind, sessions, routes)
+    try:
+        return tuple(asyncio.run(cpu_per_check(server, requests, 3_200)) for _ in range(runs))
+    finally:
+        server.close()
+
+
+def run() -> list[Figure]:
+    """CPU of the authorize process for one Check over gRPC, log line included."""
+    configure_logging("error", stream=io.StringIO())
+    trivial = measured("trivial", 1, 1)
+    yardstick = statistics.median(trivial)
+    figures = [Figure("Check over gRPC: a handler that does nothing", "µs", trivial)]
+    for sessions, routes in SIZES:
+        figures.append(
+            Figure(
+                f"Check over gRPC: {sessions:,} sessions, {routes:,} routes",
+                "µs",
+                measured("product", sessions, routes),
+                TARGET_US,
+                "the same server doing nothing",
+                yardstick,
             )
-            response = await authorize.check(request)
-            assert response.HasField("ok_response")
-            start = time.process_time_ns()
-            for _ in range(times):
-                await authorize.check(request)
-            spent = (time.process_time_ns() - start) / times / 1000
-            print(f"{'whole Check over gRPC, client and server':<44} {spent:8.1f} µs")
+        )
+    return figures
 
 
 def main() -> None:
-    servicer, decider, source, requests = build(sessions=10_000, routes=1)
+    """The parts of a Check in this process, then the whole over gRPC."""
+    servicer, decider, source = build(sessions=10_000, routes=1)
+    requests = requests_of(10_000, 1)
     parts(servicer, decider, source, requests)
     configure_logging("info", stream=io.StringIO())
     asyncio.run(whole(servicer, requests, "whole Check without gRPC"))
     configure_logging("error", stream=io.StringIO())
     asyncio.run(whole(servicer, requests, "the same without the log line"))
-    many, _, _, their_requests = build(sessions=10_000, routes=1_000)
-    asyncio.run(whole(many, their_requests, "the same with 1,000 routes"))
-    with tempfile.TemporaryDirectory() as directory:
-        asyncio.run(over_grpc(Path(directory)))
+    figures = run()
+    width = max(len(figure.name) for figure in figures)
+    for figure in figures:
+        print(figure.line(width))
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ are given; the other security tests use them too.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,7 @@ import pytest
 
 from tests.e2e.conftest import ADA, GRACE, MALLORY, World
 from tests.support.sign_in import sign_in
+from tests.support.stack import HOSTS
 
 pytestmark = pytest.mark.e2e
 
@@ -157,7 +160,8 @@ def http2(
         connection.send_data(1, body, end_stream=not trailers)
     if trailers:
         connection.send_headers(1, list(trailers), end_stream=True)
-    status, received, data = 0, (), b""
+    status, data = 0, b""
+    received: list[tuple[str, str]] = []
     with connected(world, "h2", sni) as tls:
         try:
             tls.sendall(connection.data_to_send())
@@ -165,8 +169,8 @@ def http2(
             while not ended and (chunk := tls.recv(65536)):
                 for event in connection.receive_data(chunk):
                     if isinstance(event, h2.events.ResponseReceived):
-                        received = tuple(event.headers)
-                        status = int(dict(event.headers)[":status"])
+                        received = [(str(name), str(value)) for name, value in event.headers]
+                        status = int(dict(received)[":status"])
                     elif isinstance(event, h2.events.DataReceived):
                         data += event.data
                         connection.acknowledge_received_data(event.flow_controlled_length, 1)
@@ -185,7 +189,7 @@ def http2(
             h2.exceptions.ProtocolError,
         ):
             pass
-    return Reply(status, received, data)
+    return Reply(status, tuple(received), data)
 
 
 def handle_of(world: World, user: str, host: str = "app.localhost") -> str:
@@ -198,8 +202,16 @@ def handle_of(world: World, user: str, host: str = "app.localhost") -> str:
 
 
 def _name(host: str) -> str:
-    name = host.partition(":")[0].rstrip(".")
-    return name if name.isascii() and 0 < len(name) < 64 and "@" not in name else OPEN
+    """The name for TLS: the host, where it is one that the certificate knows."""
+    name = host.partition(":")[0].rstrip(".").lower()
+    return name if name in HOSTS else OPEN
+
+
+def at_once(asks: Mapping[str, Callable[[], Reply]]) -> dict[str, Reply]:
+    """Every request on a thread of its own: a refused connection may linger for a second."""
+    with ThreadPoolExecutor(8) as pool:
+        pending = {name: pool.submit(ask) for name, ask in asks.items()}
+        return {name: future.result() for name, future in pending.items()}
 
 
 # -- paths
@@ -259,19 +271,24 @@ def test_r01_r02_r04_every_spelling_of_a_guarded_path_is_guarded(world: World, p
     assert len(world.upstream.requests) == before
 
 
-@pytest.mark.parametrize("path", REFUSED_SPELLINGS)
-def test_r03_r04_paths_without_one_meaning_are_refused(world: World, path: str) -> None:
+def test_r03_r04_paths_without_one_meaning_are_refused(world: World) -> None:
     before = len(world.upstream.requests)
-    answer = http1(world, path)
-    assert answer.status in (0, 400, 404), (answer.status, answer.body[:200])
+    asks = {path: functools.partial(http1, world, path) for path in REFUSED_SPELLINGS}
+    statuses = {path: answer.status for path, answer in at_once(asks).items()}
+    assert {path: status for path, status in statuses.items() if status not in (0, 400, 404)} == {}
     assert len(world.upstream.requests) == before
 
 
-@pytest.mark.parametrize("path", [*PRIVATE_SPELLINGS[:-2], *REFUSED_SPELLINGS])
-def test_r01_r03_http2_paths_are_guarded_alike(world: World, path: str) -> None:
+def test_r01_r03_http2_paths_are_guarded_alike(world: World) -> None:
     before = len(world.upstream.requests)
-    answer = http2(world, [*pseudo(path), ("accept", "text/html")])
-    assert answer.status in (0, 302, 400, 404), (answer.status, answer.body[:200])
+    spellings = [*PRIVATE_SPELLINGS[:-2], *REFUSED_SPELLINGS]
+    asks = {
+        path: functools.partial(http2, world, [*pseudo(path), ("accept", "text/html")])
+        for path in spellings
+    }
+    statuses = {path: answer.status for path, answer in at_once(asks).items()}
+    assert {p: status for p, status in statuses.items() if status not in (0, 302, 400, 404)} == {}
+    assert statuses["/private/x"] == 302
     assert len(world.upstream.requests) == before
 
 
@@ -505,7 +522,7 @@ def test_r13_a_method_that_policy_does_not_name_is_refused(world: World, method:
     before = len(world.upstream.requests)
     cookie = f"_pomerium={handle}"
     answer = http1(world, host="methods.localhost", method=method, lines=[f"Cookie: {cookie}"])
-    assert answer.status == 403, answer.status
+    assert answer.status in (400, 403), answer.status  # Envoy knows no FOO in HTTP/1.1
     over2 = [*pseudo(host="methods.localhost", method=method), ("cookie", cookie)]
     assert http2(world, over2).status == 403
     assert len(world.upstream.requests) == before
@@ -567,12 +584,17 @@ MALFORMED_HTTP2 = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(MALFORMED_HTTP2))
-def test_r13_r54_malformed_http2_reaches_no_upstream(world: World, name: str) -> None:
+def test_r13_r54_malformed_http2_reaches_no_upstream(world: World) -> None:
     """RFC 9113 sections 8.1.1, 8.2 and 8.3: malformed requests are refused, never mended."""
     before = len(world.upstream.requests)
-    body = b"abc" if "length" in name or "number" in name else b""
-    assert http2(world, MALFORMED_HTTP2[name], body=body).status in (0, 400)
+    asks = {
+        name: functools.partial(
+            http2, world, headers, body=b"abc" if ("content-length" in dict(headers)) else b""
+        )
+        for name, headers in MALFORMED_HTTP2.items()
+    }
+    statuses = {name: answer.status for name, answer in at_once(asks).items()}
+    assert {name: status for name, status in statuses.items() if status not in (0, 400)} == {}
     assert len(world.upstream.requests) == before
 
 

@@ -305,11 +305,16 @@ class Proxy:
     def access_log(self) -> Path:
         return self.run_dir / "access.log"
 
-    def snapshot(self, config: Mapping[str, Any]) -> Snapshot:
-        settings = resolved({"address": f"127.0.0.1:{self.port}", **self.changes, **config})
+    def settings(self, config: Mapping[str, Any]) -> ResolvedSettings:
+        return resolved({"address": f"127.0.0.1:{self.port}", **self.changes, **config})
+
+    def snapshot(self, config: Mapping[str, Any] | ResolvedSettings) -> Snapshot:
+        settings = config if isinstance(config, ResolvedSettings) else self.settings(config)
         return build_snapshot(settings, environment(str(self.run_dir), **self.system))
 
-    async def push(self, config: Mapping[str, Any], timeout_s: float = START_TIMEOUT_S) -> Snapshot:
+    async def push(
+        self, config: Mapping[str, Any] | ResolvedSettings, timeout_s: float = START_TIMEOUT_S
+    ) -> Snapshot:
         """Publish a configuration and wait until Envoy uses all of it."""
         snapshot = self.snapshot(config)
         self.files.write(snapshot.files)

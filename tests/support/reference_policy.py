@@ -70,7 +70,11 @@ def in_networks(data: Any, text: str) -> bool:
         return False
     if address.version == 6 and address.ipv4_mapped:
         address = address.ipv4_mapped
-    for entry in data if isinstance(data, list) else [data]:
+    for text_of_entry in data if isinstance(data, list) else [data]:
+        entry = text_of_entry
+        if entry.startswith("::ffff:"):
+            mapped, _, bits = entry.removeprefix("::ffff:").partition("/")
+            entry = f"{mapped}/{int(bits or 128) - 96}"
         network = ipaddress.ip_network(entry, strict=False)
         if address.version == network.version and address in network:
             return True
@@ -141,11 +145,9 @@ def criterion(key: str, data: Any, facts: dict[str, Any]) -> tuple[bool, str]:
     if name == "time_of_day":
         reading = local.astimezone(ZoneInfo(data["timezone"])).strftime("%H:%M")
         after, before = data["after"], data["before"]
-        if after < before:
-            good = after <= reading < before
-        else:
-            good = reading >= after or reading < before
-        return plain(good, "time-of-day")
+        over_midnight = after > before
+        late_or_early = reading >= after or reading < before
+        return plain(late_or_early if over_midnight else after <= reading < before, "time-of-day")
     if name == "record":
         fields = facts["records"].get(data["type"])
         value = None if fields is None else fields.get(data["field"])

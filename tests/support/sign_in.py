@@ -38,9 +38,9 @@ def sign_in(
     """Open `url`, sign in as `user`, and return every response up to the final page."""
     hops = follow(client, client.get(url, headers={"accept": "text/html"}))
     page = hops[-1]
-    assert page.status_code == 200, (str(page.url), page.status_code, page.text[:2000])
-    if urlsplit(str(page.url)).netloc == urlsplit(url).netloc:
+    if page.status_code == 503 or urlsplit(str(page.url)).netloc == urlsplit(url).netloc:
         return hops
+    assert page.status_code == 200, (str(page.url), page.status_code, page.text[:2000])
     return [*hops, *follow(client, form(client, page, user))]
 
 

@@ -250,6 +250,19 @@ class Product:
     def stat(self, name: str) -> int:
         return self.stats(re.escape(name))[name]
 
+    def logged(self, host: str, count: int = 1) -> list[dict[str, Any]]:
+        """Lines of the access log about a host below the domain, once there are so many."""
+        found: list[dict[str, Any]] = []
+
+        def there() -> bool:
+            text = self.stack.processes["proxy"].access_log()
+            lines = [json.loads(line) for line in text.splitlines(keepends=True) if "\n" in line]
+            found[:] = [line for line in lines if line["authority"] == f"{host}.{DOMAIN}"]
+            return len(found) >= count
+
+        eventually(there)
+        return found
+
     def envoy_pid(self) -> int:
         """Envoy's process: the child of ours that is called so."""
         product = self.stack.processes["proxy"].process.pid

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.struct_pb2 import Struct
 
 from gatehouse.authorize.core.evaluator import CompiledPolicy
 from gatehouse.common.config.issues import ConfigError
@@ -360,3 +361,72 @@ async def test_another_service_may_not_ask(tmp_path: Path) -> None:
                 await method(check_request(), timeout=5)
             await channel.close()
             assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+HR = policy_of("allow: {or: [{record: {type: hr.example/Person, field: level, '>=': 3}}]}")
+
+
+def person(level: int, user_id: str = "u1") -> Record:
+    struct = Struct()
+    struct.update({"level": level})
+    record = Record(type="hr.example/Person", id=user_id)
+    record.data.Pack(struct)
+    return record
+
+
+async def external_synced(authorize: Checker) -> None:
+    replica = authorize.service._external
+    assert replica is not None
+    changed = asyncio.Event()
+    unsubscribe = replica.subscribe(lambda _change: changed.set())
+    try:
+        async with asyncio.timeout(10):
+            while not replica.ready:
+                await changed.wait()
+                changed.clear()
+    finally:
+        unsubscribe()
+
+
+async def test_records_of_external_sources_decide_and_their_changes_too(tmp_path: Path) -> None:
+    async with running_databroker(tmp_path / "d") as broker, writer_to(broker.port) as writer:
+        await writer.put([session(), user_record("u1", "ann@example.com"), person(2)])
+        async with running_authorize(tmp_path / "a", settings_for(broker.port, HR)) as authorize:
+
+            async def status() -> int:
+                return status_of(await authorize.check(signed_in()))
+
+            assert await status() == 403  # asked for, or from the copy: the answer is the same
+            await external_synced(authorize)
+            assert await status() == 403
+            changed = asyncio.Event()
+            authorize.service._external.subscribe(lambda _change: changed.set())
+            await writer.put([person(3)])
+            async with asyncio.timeout(10):
+                await changed.wait()
+            assert await status() == 200
+            assert status_of(await authorize.check(check_request())) == 302
+
+
+async def test_a_new_configuration_may_ask_for_other_records(tmp_path: Path) -> None:
+    async with running_databroker(tmp_path / "d") as broker, writer_to(broker.port) as writer:
+        await writer.put([session(), user_record("u1", "ann@example.com"), person(3)])
+        settings = settings_for(broker.port, PUBLIC)
+        async with running_authorize(tmp_path / "a", settings) as authorize:
+            assert authorize.service._external is None
+            await authorize.node.hub.apply(settings_for(broker.port, HR))
+            assert status_of(await authorize.check(signed_in())) == 200
+            await external_synced(authorize)
+            assert status_of(await authorize.check(signed_in())) == 200
+
+
+async def test_external_records_that_cannot_be_had_or_read_are_503(tmp_path: Path) -> None:
+    unreadable = Record(type="hr.example/Person", id="u1")
+    unreadable.data.type_url = "type.googleapis.com/google.protobuf.Struct"
+    unreadable.data.value = b"\xff\xff"
+    async with running_databroker(tmp_path / "d") as broker, writer_to(broker.port) as writer:
+        await writer.put([session(), unreadable])
+        async with running_authorize(tmp_path / "a", settings_for(broker.port, HR)) as authorize:
+            assert await authorize.code(signed_in()) is grpc.StatusCode.UNAVAILABLE
+            await external_synced(authorize)
+            assert await authorize.code(signed_in()) is grpc.StatusCode.UNAVAILABLE

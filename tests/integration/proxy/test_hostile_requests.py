@@ -6,6 +6,7 @@ import functools
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -284,6 +285,30 @@ async def test_r15_a_bare_assertion_is_handed_to_authorize_and_nobody_else(upstr
         assert pomerium_headers(arrived(await http1(running.port, lines=[long]))) == []
         check = running.authorize.requests[-1].attributes
         assert "com.gatehouse.client-assertion" not in check.metadata_context.filter_metadata
+
+
+async def test_only_we_impersonate_users_of_kubernetes(upstream: EchoUpstream):
+    async with serving(upstream) as running:
+        settings = running.settings({"routes": [public(upstream)]})
+        (plain,) = settings.routes
+        kubernetes = replace(plain, kubernetes_service_account_token="token")
+        running.authorize.decide = lambda _: allow({"impersonate-user": "ours"})
+        lines = [
+            "Impersonate-User: forged",
+            "impersonate-group: forged",
+            "IMPERSONATE-GROUP: forged",
+            "Impersonate-Uid: forged",
+            "Impersonate-Extra-Scopes: forged",
+            "Impersonator: kept",
+        ]
+        await running.push(replace(settings, routes=(kubernetes,)))
+        seen = arrived(await http1(running.port, lines=lines))
+        named = [item for item in seen["headers"] if item[0].startswith("impersonat")]
+        assert named == [["impersonator", "kept"], ["impersonate-user", "ours"]]
+        await running.push(settings)
+        running.authorize.decide = lambda _: allow()
+        seen = arrived(await http1(running.port, lines=lines))
+        assert values(seen, "impersonate-user") == ["forged"]
 
 
 async def test_r16_connection_cannot_name_our_headers_away(upstream: EchoUpstream):

@@ -7,13 +7,17 @@ import json
 import ssl
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 import pytest
 
-from tests.support.envoy import Proxy, proxy
+from gatehouse.common.config.model import DownstreamMTLS, MTLSEnforcement
+from gatehouse.common.config.resolved import ResolvedSettings
+from tests.support.envoy import Proxy, eventually, proxy
 from tests.support.tls import Authority
 from tests.support.upstream import EchoUpstream
 
@@ -181,6 +185,69 @@ async def test_keys_are_files_that_nobody_else_can_read(upstream: EchoUpstream, 
         assert "PRIVATE KEY" not in dump
         sockets = [running.run_dir / name for name in ("xds.sock", "envoy-admin.sock")]
         assert {stat.S_IMODE(path.stat().st_mode) for path in sockets} == {0o600}
+
+
+def with_client_authority(
+    running: Proxy, keys: dict[str, Any], authority: Authority, enforcement: MTLSEnforcement
+) -> ResolvedSettings:
+    settings = running.settings(keys)
+    mtls = DownstreamMTLS(enforcement=enforcement)
+    return replace(
+        settings,
+        settings=settings.settings.model_copy(update={"downstream_mtls": mtls}),
+        downstream_mtls_ca_pem=authority.path.read_bytes(),
+    )
+
+
+async def test_client_certificates_are_shown_to_authorize_or_demanded(
+    upstream: EchoUpstream, tmp_path: Path
+):
+    authority, clients = Authority(tmp_path / "server"), Authority(tmp_path / "clients")
+    mine, foreign = clients.leaf("me"), Authority(tmp_path / "foreign").leaf("foreign")
+    keys = config(upstream, authority.leaf("*.example.com"))
+
+    async def status(running: Proxy, certificate: Any) -> int:
+        context = context_of(authority)
+        if certificate is not None:
+            context.load_cert_chain(certificate.certificate, certificate.key)
+        try:
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", running.port, ssl=context, server_hostname="a.example.com"
+            )
+            writer.write(b"GET / HTTP/1.1\r\nHost: a.example.com\r\nConnection: close\r\n\r\n")
+            line = await reader.readline()
+            writer.close()
+        except (ssl.SSLError, ConnectionError):
+            return 0
+        return int(line.split()[1]) if line else 0
+
+    async with proxy(keys, insecure=False) as running:
+        policy = with_client_authority(running, keys, clients, MTLSEnforcement.POLICY)
+        await running.push(policy)
+        for certificate, presented in ((None, False), (mine, True), (foreign, True)):
+            assert await status(running, certificate) == 200
+            attributes = running.authorize.requests[-1].attributes
+            facts = attributes.metadata_context.filter_metadata[
+                "com.pomerium.client-certificate-info"
+            ]
+            assert facts["presented"] is presented
+            if certificate is not None:
+                chain = unquote(facts["chain"])
+                text = certificate.certificate.read_text()
+                assert chain.startswith(text)
+        checks = len(running.authorize.requests)
+        await running.push(
+            with_client_authority(running, keys, clients, MTLSEnforcement.REJECT_CONNECTION)
+        )
+        assert await status(running, None) == 0
+        assert await status(running, foreign) == 0
+        assert await status(running, mine) == 200
+        assert len(running.authorize.requests) == checks + 1
+
+        async def logged() -> bool:
+            return running.access_log.read_text().count("listener connection failure") == 2
+
+        await eventually(logged)
 
 
 async def test_the_redirect_listener_drops_the_port(upstream: EchoUpstream, tmp_path: Path):

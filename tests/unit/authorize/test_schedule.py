@@ -159,6 +159,23 @@ def test_a_skipped_bound_is_passed_when_the_clock_jumps() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("bounds", "now", "until"),
+    [
+        (("02:30", "04:00"), "2027-03-28T00:45:00Z", "2027-03-28T01:00:00Z"),  # the jump
+        (("02:30", "02:45"), "2027-10-31T00:50:00Z", "2027-10-31T01:00:00Z"),
+        (("09:00", "17:00"), "2027-06-15T07:00:00Z", "2027-06-15T15:00:00Z"),
+        (("09:00", "17:00"), "2027-06-15T06:59:59Z", "2027-06-15T07:00:00Z"),
+        (("22:00", "06:00"), "2027-06-15T20:00:00Z", "2027-06-15T22:00:00Z"),  # midnight
+    ],
+)
+def test_the_next_instant_is_a_bound_midnight_or_a_jump(bounds, now, until) -> None:
+    criterion = Criterion("time_of_day", "", freeze(day_time(*bounds, zone=BERLIN)))
+    compiled = compile_criterion(criterion)
+    assert compiled.until_s is not None
+    assert compiled.until_s(at(now)) == at(until)
+
+
 def test_what_a_clock_shows_twice_holds_twice() -> None:
     data = day_time("02:30", "02:45", BERLIN)
     assert holds("time_of_day", data, "2027-10-31T00:30:00Z")
@@ -210,6 +227,7 @@ MOMENTS = st.one_of(
 @given(CRITERIA, MOMENTS)
 @example(("time_of_day", day_time("02:30", "02:45", BERLIN)), at("2027-10-31T00:31:00Z"))
 @example(("day_of_week", {"days": "sun", "timezone": "Asia/Beirut"}), at("2027-03-27T21:30:00Z"))
+@example(("time_of_day", day_time("02:30", "04:00", BERLIN)), at("2027-03-28T00:45:00Z"))
 def test_an_answer_holds_until_the_instant_that_comes_with_it(criterion, now_s) -> None:
     name, data = criterion
     compiled = compile_criterion(Criterion(name, "", freeze(data)))

@@ -62,7 +62,11 @@ GLOBAL_ERRORS = [
     ("grpc_address: nowhere", "grpc_address", "is not an address (host:port, or :port for all)"),
     ("health_check_addr: ''", "health_check_addr", "is empty (host:port with a port above 0)"),
     ("health_check_addr: 'a:0'", "health_check_addr", "is not an address"),
-    ("codec_type: http4", "codec_type", "unsupported value 'http4' (one of auto, http1, http2,"),
+    (
+        "codec_type: http4",
+        "codec_type",
+        "unsupported value 'http4' (did you mean http3? one of auto, http1,",
+    ),
     (
         "path_with_escaped_slashes_action: x",
         "path_with_escaped_slashes_action",
@@ -130,12 +134,20 @@ GLOBAL_ERRORS = [
         "downstream_mtls.match_subject_alt_names[0]",
         "has 2 keys (exactly one key)",
     ),
-    ("dns_lookup_family: v4_only", "dns_lookup_family", "unknown dns_lookup_family 'v4_only'"),
+    (
+        "dns_lookup_family: v4_only",
+        "dns_lookup_family",
+        "unknown dns_lookup_family 'v4_only' (did you mean V4_ONLY?",
+    ),
     ("dns_refresh_rate: 999us", "dns_refresh_rate", "is below 1ms (1ms or more)"),
     ("dns_failure_refresh_rate: 1ns", "dns_failure_refresh_rate", "is below 1ms"),
     ("dns_query_timeout: -1s", "dns_query_timeout", "is negative"),
     ("dns_resolvers: ['udp://dns:53']", "dns_resolvers[0]", "is not a resolver (udp://IP:port"),
-    ("log_level: INFO", "log_level", "unknown level 'INFO' (one of trace, debug"),
+    (
+        "log_level: INFO",
+        "log_level",
+        "unknown level 'INFO' (did you mean info? one of trace, debug",
+    ),
     ("proxy_log_level: x", "proxy_log_level", "unknown level 'x'"),
     ("metrics_basic_auth: eA==", "metrics_basic_auth", "is not base64 of user:password"),
     ("otel_exporter_otlp_protocol: udp", "otel_exporter_otlp_protocol", "unknown protocol 'udp'"),
@@ -203,7 +215,11 @@ CHECK = {
 }
 ROUTE_ERRORS: list[tuple[dict[str, Any], str, str]] = [
     ({"from": None}, "from", "is missing (a URL such as https://app.example.com)"),
-    ({"from": "app.example.com"}, "from", "policy bad source url: url scheme must be provided"),
+    (
+        {"from": "app.example.com"},
+        "from",
+        "policy bad source url: url scheme must be provided (https://app.example.com)",
+    ),
     ({"from": "https://"}, "from", "has no host"),
     (
         {"from": "https://a/x"},
@@ -214,7 +230,11 @@ ROUTE_ERRORS: list[tuple[dict[str, Any], str, str]] = [
     ({"from": "https://a:0"}, "from", "has a bad port"),
     ({"from": "https://a_b/?x"}, "from", "it holds more than scheme, host and port"),
     ({"from": "https://bücher.example"}, "from", "is not ASCII (write the name in its xn-- form)"),
-    ({"to": "app:80"}, "to", "unsupported scheme 'app' (one of http, https, h2c"),
+    (
+        {"to": "app:80"},
+        "to",
+        "unsupported scheme 'app' (did you mean http://app:80? one of http, https",
+    ),
     ({"to": "http://"}, "to", "endpoint hostname must be specified"),
     ({"to": "http://a,0"}, "to", "bad weight '0' (URL,weight with a whole number above 0)"),
     ({"to": "http://a,x"}, "to", "bad weight 'x'"),

@@ -50,15 +50,19 @@ GOOD: dict[Kind, tuple[Any, str, Any]] = {
 BAD: dict[Kind, list[tuple[Any, str]]] = {
     Kind.TEXT: [({}, "is a map (a string)"), (["a"], "is a list (a string)")],
     Kind.FLAG: [("maybe", "'maybe' is not a boolean (true or false)"), (2, "is a number")],
-    Kind.NUMBER: [("x", "'x' is not a number"), (float("nan"), "is not a number")],
+    Kind.NUMBER: [("x", "'x' is not a number"), ("nan", "is not a number")],
     Kind.WHOLE: [("x", "is not a whole number"), (1.5, "is a number"), (10**20, "out of range")],
     Kind.DURATION: [
         (30, '30 has no unit (write "30s" for seconds'),
         ("30", "'30' has no unit"),
         ("5 minutes", "is not a duration"),
+        ("2d", 'is not a duration: days are no unit (write "48h"; a duration'),
         ("-1s", "is negative"),
     ],
-    Kind.SECONDS: [("1m", "is not a duration in seconds"), (5, "is a number")],
+    Kind.SECONDS: [
+        ("1m", 'is not a duration in seconds (write "60s"; '),
+        (5, '5 has no unit (write "5s"; '),
+    ],
     Kind.LIST: [({}, "is a map (a list of strings)"), ([{}], "is a map")],
     Kind.TEXT_OR_LIST: [({}, "is a map"), ([[]], "is a list")],
     Kind.MAP: [("x", "is a string that is not JSON"), ({"k": []}, "the value of 'k' is a list")],
@@ -71,12 +75,12 @@ BAD: dict[Kind, list[tuple[Any, str]]] = {
     Kind.PATHS: [(["$NOWHERE"], "the environment variable NOWHERE is not set")],
     Kind.URL: [("a.example.com", "has no scheme"), ("https://", "has no host")],
     Kind.HTTP_URL: [
-        ("a.example.com", "'a.example.com' has no scheme (an absolute URL such as https://"),
+        ("a.example.com", "'a.example.com' has no scheme (https://a.example.com or http://a.ex"),
         ("ftp://a", "has the scheme ftp (http:// or https://)"),
         ("https://u:hunter2@a", "the URL holds a user name or password"),
     ],
     Kind.ADDRESS: [
-        ("9902", "'9902' is not an address (host:port with a port above 0)"),
+        ("9902", "'9902' is not an address (\":9902\" for all addresses of this machine, or"),
         ("a:0", "is not an address"),
         ("a:99999", "is not an address"),
     ],
@@ -179,7 +183,7 @@ def test_choices_in_other_letters_are_refused_where_case_counts(tmp_path: Path, 
     ids=lambda item: item.name if isinstance(item, Key) else "",
 )
 def test_refused(tmp_path: Path, key: Key, value: Any, message: str) -> None:
-    text = json.dumps(value).replace("NaN", ".nan")
+    text = json.dumps(value)
     path = write(tmp_path, f"# a comment\n{key.name}: {text}\n")
     with pytest.raises(ConfigError) as caught:
         load_settings(path, ENVIRON)
@@ -202,7 +206,7 @@ def test_inner_keys(tmp_path: Path, path: tuple[str | int, ...], key: Key) -> No
         loaded = load(tmp_path, json.dumps(built(here, value)), ENVIRON)
         assert found(loaded.settings, here) == expected(key.shape, result)
     for value, message in BAD[key.shape.kind]:
-        text = json.dumps(built(here, value)).replace("NaN", ".nan")
+        text = json.dumps(built(here, value))
         with pytest.raises(ConfigError) as caught:
             load(tmp_path, text, ENVIRON)
         (issue,) = caught.value.issues

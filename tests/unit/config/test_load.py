@@ -217,7 +217,7 @@ def test_unknown_keys_are_warned_about_with_the_nearest(tmp_path: Path) -> None:
     assert sorted(shown(issue) for issue in loaded.warnings) == sorted(
         [
             "1: adress: unknown key, ignored (did you mean address?)",
-            "2: zzz: unknown key, ignored ()",
+            "2: zzz: unknown key, ignored (`gatehouse config defaults` prints all keys)",
             "3: debug: no longer exists and is ignored (use log_level: debug)",
             "4: logo_url: is not a key of this file and is ignored (set it in the console)",
             "5: downstream_mtls.ca_fil: unknown key, ignored (did you mean ca_file?)",

@@ -61,8 +61,15 @@ def test_services(tmp_path: Path, text: str, expected: set[ServiceName]) -> None
 
 @pytest.mark.parametrize("text", ["''", "console", "proxy,", "proxy;authorize"])
 def test_bad_services(tmp_path: Path, text: str) -> None:
-    (error,) = problems(tmp_path, f"services: {text}\n")
+    error = problems(tmp_path, f"services: {text}\n")[0]
     assert "is an invalid service type" in error
+
+
+def test_other_mistakes_are_told_beside_bad_services(tmp_path: Path) -> None:
+    found = problems(tmp_path, "services: proxy,authorise\ncookie_name: 'a b'\n")
+    assert "did you mean authorize?" in found[0]
+    assert any("cookie_name: is not a cookie name" in line for line in found)
+    assert not any("idp_provider" in line for line in found)  # authenticate's, and that is not here
 
 
 # -- secrets -----------------------------------------------------------------------------------

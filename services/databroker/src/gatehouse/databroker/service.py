@@ -23,6 +23,7 @@ from gatehouse.common.observability.logging import get_logger
 from gatehouse.common.runtime.backoff import Backoff
 from gatehouse.common.runtime.context import ProcessContext
 from gatehouse.common.runtime.supervise import wait_or_stop
+from gatehouse.databroker.core.refresh import Rules
 from gatehouse.databroker.edge.backends.base import Storage
 from gatehouse.databroker.edge.backends.connections import parse_postgres, store_directory
 from gatehouse.databroker.edge.backends.memory import MemoryStorage
@@ -30,12 +31,16 @@ from gatehouse.databroker.edge.backends.postgres import PostgresStorage
 from gatehouse.databroker.edge.backends.sqlite import SqliteStorage
 from gatehouse.databroker.edge.change_hub import ChangeHub
 from gatehouse.databroker.edge.cleaner import Cleaner
+from gatehouse.databroker.edge.refresh_providers import RefreshProviders
+from gatehouse.databroker.edge.refresh_runner import RefreshRunner, Surroundings
 from gatehouse.databroker.edge.servicer import CheckpointServicer, DataBrokerServicer
 from gatehouse.databroker.edge.tasks import background
 from gatehouse.pb import databroker_pb2_grpc as pb_grpc
 
 STORAGE_CHECK: Final = "storage.backend"
 CLEANUP_CHECK: Final = "storage.backend.cleanup"
+IDENTITY_CHECK: Final = "databroker.identity_manager"  # attributes only; nothing rests on it
+MOST_GRACE_S: Final = 5.0  # for calls to identity providers that are under way at the end
 
 _log = get_logger("databroker")
 
@@ -125,7 +130,11 @@ class DatabrokerService:
         try:
             if not await self._open(stop):
                 return
-            async with background(self._storage.run(), self._hub.run(), self._cleaner.run()):
+            async with (
+                background(self._storage.run(), self._hub.run(), self._cleaner.run()),
+                asyncio.TaskGroup() as group,
+            ):
+                group.create_task(self._manage_identities(stop))
                 if await self._first_read(stop):
                     ready()
                     _log.info("databroker ready", backend=self._storage.name)
@@ -137,6 +146,31 @@ class DatabrokerService:
 
     async def drain(self) -> None:
         """Return at once: there is no user traffic here."""
+
+    async def _manage_identities(self, stop: asyncio.Event) -> None:
+        """Keep sessions fresh on the open store until `stop`, and a moment longer for what is due.
+
+        Without `idp_provider` this waits for one to be configured.
+        """
+        ctx = self._ctx
+
+        def rules() -> Rules:
+            flags = ctx.config.current.settings.runtime_flags
+            return Rules(at_id_token_expiry=flags["refresh_session_at_id_token_expiration"])
+
+        async with RefreshProviders(lambda: ctx.config.current, ctx.clock, ctx.rng) as providers:
+            around = Surroundings(
+                self._storage,
+                self._hub,
+                providers,
+                ctx.clock,
+                ctx.rng,
+                alone=self._storage.name != "postgres",
+                rules_of=rules,
+                show=lambda name, value: ctx.health.set_running(IDENTITY_CHECK, **{name: value}),
+                grace_s=min(MOST_GRACE_S, ctx.grace_s / 2),
+            )
+            await RefreshRunner(around).run(stop)
 
     async def _open(self, stop: asyncio.Event) -> bool:
         report = self._report(STORAGE_CHECK)

@@ -5,6 +5,7 @@ Spec: configuration.md section 2.2. Pure; each function names the keys it reads.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,7 @@ HOSTED_AUTHENTICATE: Final = frozenset(
     {"authenticate.pomerium.app", "authenticate.staging.pomerium.app"}
 )
 DEFAULT_GRPC_ADDRESS: Final = ":443"
+_DOMAIN: Final = re.compile(r"[a-z0-9*](?:[a-z0-9.*\-]*[a-z0-9*])?", re.ASCII)
 
 # Criteria that an anonymous request can satisfy; all others need to know who asks.
 _ANONYMOUS_CRITERIA: Final = frozenset(
@@ -83,6 +85,12 @@ def configured_urls(single: str, several: tuple[str, ...]) -> tuple[str, ...]:
     """Singular key first, then the list; blanks and repeats are left out."""
     urls = [url.strip() for url in (single, *several)]
     return tuple(dict.fromkeys(url for url in urls if url))
+
+
+def derived_name(settings: Settings) -> str | None:
+    """The domain of `tls_derive`, lower case; None when it is none. 64: X.509 upper bounds."""
+    name = settings.tls_derive.lower()
+    return name if _DOMAIN.fullmatch(name) and len(name) <= 64 else None
 
 
 def loopback_url(settings: Settings) -> str:

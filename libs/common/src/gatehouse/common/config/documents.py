@@ -257,6 +257,10 @@ class _JSONReader:
             end = self._skip(end)
         except json.JSONDecodeError as error:
             raise DocumentError(f"not JSON: {error.msg}", error.lineno) from None
+        except ValueError as error:
+            if isinstance(error, DocumentError):
+                raise
+            raise DocumentError("not JSON: a number has too many digits") from None
         except RecursionError:
             raise DocumentError("nested too deeply") from None
         if end != len(self._text):
@@ -350,6 +354,10 @@ def _parse_toml(text: str, *, lower_keys: bool) -> Document:
         found = re.search(r"at line (\d+)", str(error))
         reason = re.sub(r" \(at .*\)$", "", str(error))
         raise DocumentError(f"not TOML: {reason}", int(found.group(1)) if found else None) from None
+    except ValueError:
+        raise DocumentError("not TOML: a number has too many digits") from None
+    except RecursionError:
+        raise DocumentError("nested too deeply") from None
     document = Document({})
     document.data = _plain_toml(data, (), document, lower=lower_keys)
     document.lines = _toml_lines(text, lower=lower_keys)

@@ -219,8 +219,12 @@ def _pairs(settings: Settings) -> Iterator[Finding]:
     if basic:
         decoded = decode_base64(basic)
         if decoded is None or b":" not in decoded:
-            yield _error("metrics_basic_auth", "is not base64 of user:password", "user:password")
-    if settings.tls_derive and not re.fullmatch(r"[A-Za-z0-9.*\-]+", settings.tls_derive):
+            yield _error(
+                "metrics_basic_auth",
+                "is not base64 of user:password",
+                "printf user:password | base64",
+            )
+    if settings.tls_derive and derive.derived_name(settings) is None:
         yield _error("tls_derive", f"{shorten(settings.tls_derive)} is no domain", "a domain name")
 
 

@@ -5,7 +5,6 @@ Tables for messages: aliases, removed keys with what to use instead, and the nea
 
 from __future__ import annotations
 
-import difflib
 import typing
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -14,6 +13,19 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from gatehouse.common.config.model import Settings
+from gatehouse.common.config.values import nearest
+
+__all__ = [
+    "ALIASES",
+    "API_ONLY",
+    "OLDER",
+    "REMOVED",
+    "REMOVED_ROUTE",
+    "ROUTE_ALIASES",
+    "fields_of",
+    "model_at",
+    "nearest",
+]
 
 ALIASES: Final[Mapping[str, str]] = {
     "http_redirect_address": "http_redirect_addr",
@@ -97,9 +109,3 @@ def model_at(path: tuple[str | int, ...]) -> type[BaseModel] | None:
         else:
             fresh = True
     return model
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that `name` was probably meant to be; empty when none is near."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return matches[0] if matches else ""

@@ -27,12 +27,13 @@ from gatehouse.common.config.documents import (
     parse_yaml_value,
 )
 from gatehouse.common.config.issues import ConfigError, Issue, Severity
-from gatehouse.common.config.model import RUNTIME_FLAGS, DownstreamMTLS, Settings
+from gatehouse.common.config.model import RUNTIME_FLAGS, DownstreamMTLS, Route, Settings
 from gatehouse.common.config.values import ENVIRON, decode_base64
 
 KeyPath = tuple[str | int, ...]
 
 ENVIRONMENT: Final = "environment"
+ALL_KEYS: Final = "`gatehouse config defaults` prints all keys"
 MAX_FILE_BYTES: Final = 64 << 20
 _STRUCTURES: Final = frozenset({"downstream_mtls", "runtime_flags"})
 
@@ -496,7 +497,11 @@ class _Loader:
             message, fix = "is not a key of this file and is ignored", "set it in the console"
         else:
             message = "unknown key, ignored"
-            fix = f"did you mean {guess}?" if guess else ""
+            fix = f"did you mean {guess}?" if guess else ALL_KEYS
+            if parent is Settings and name in keys.fields_of(Route):
+                fix = "it is a key of a route: put it into an element of routes"
+            elif parent is Route and name in keys.fields_of(Settings):
+                fix = "it is a global key: put it at the top of the file"
         self._warn(path, message, fix)
 
     def _remove(self, path: KeyPath, *, keep_index: bool = False) -> None:
@@ -518,7 +523,7 @@ class _Loader:
                 self._warn(
                     ("runtime_flags", name),
                     "unknown runtime flag",
-                    f"did you mean {guess}?" if guess else "",
+                    f"did you mean {guess}?" if guess else f"one of {', '.join(RUNTIME_FLAGS)}",
                 )
 
 
@@ -535,7 +540,7 @@ def _structure(key: str, text: str) -> Any:
 def _plain(kind: str, message: str) -> tuple[str, str]:
     """Pydantic's own complaints in the words of a configuration file."""
     if kind in {"tuple_type", "list_type"}:
-        return "is not a list", "a list"
+        return "is not a list", "a list, each element beginning with a dash"
     if kind in {"dict_type", "model_type", "mapping_type", "model_attributes_type"}:
         return "is not a map", "a map"
     return message[:1].lower() + message[1:], ""

@@ -57,6 +57,7 @@ from gatehouse.common.config.values import (
     TextMap,
     UInt32,
     UInt64,
+    one_of,
     problem,
     shorten,
 )
@@ -148,7 +149,7 @@ def _log_level(value: object) -> object:
         return "info"
     if isinstance(value, str) and value in LOG_LEVELS:
         return value
-    raise problem(f"unknown level {shorten(str(value))}", f"one of {', '.join(LOG_LEVELS)}")
+    raise problem(f"unknown level {shorten(str(value))}", one_of(str(value), LOG_LEVELS))
 
 
 def _same_site(value: object) -> object:
@@ -162,8 +163,8 @@ def _exactly(members: type[enum.StrEnum], what: str) -> BeforeValidator:
     def check(value: object) -> object:
         if isinstance(value, str) and value in {str(member) for member in members}:
             return value
-        allowed = ", ".join(str(member) for member in members)
-        raise problem(f"unknown {what} {shorten(str(value))}", f"one of {allowed}")
+        allowed = [str(member) for member in members]
+        raise problem(f"unknown {what} {shorten(str(value))}", one_of(str(value), allowed))
 
     return BeforeValidator(check)
 

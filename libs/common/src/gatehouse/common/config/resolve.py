@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,6 +48,7 @@ from gatehouse.common.config.unavailable import (
     unavailable_settings,
     without_effect_yet,
 )
+from gatehouse.common.config.values import nearest, one_of
 from gatehouse.common.config.weaknesses import weaknesses
 from gatehouse.common.session.idp_id import idp_id
 
@@ -126,9 +127,14 @@ def _load_and_resolve(
     warnings = (*loaded.warnings, *resolver.inputs.warnings)
     if errors or resolved is None:
         raise UnresolvedError(
-            tuple(dict.fromkeys(errors)), warnings, resolver.inputs.file_digests()
+            _in_order(dict.fromkeys(errors)), _in_order(warnings), resolver.inputs.file_digests()
         )
-    return resolved, warnings
+    return resolved, _in_order(warnings)
+
+
+def _in_order(issues: Iterable[Issue]) -> tuple[Issue, ...]:
+    """By line of the file; then what stands in no file."""
+    return tuple(sorted(issues, key=lambda issue: (not issue.file, issue.file, issue.line or 0)))
 
 
 class _Resolver:
@@ -154,12 +160,15 @@ class _Resolver:
         settings = self._settings
         services = derive.parse_services(settings.services)
         if isinstance(services, str):
+            guess = nearest(services, derive.SERVICE_CHOICES.split(", ")) if services else ""
             self.inputs.error(
                 ("services",),
                 f"config: {services!r} is an invalid service type",
-                derive.SERVICE_CHOICES,
+                f"{f'did you mean {guess}? ' if guess else ''}{derive.SERVICE_CHOICES}",
             )
-            return None
+            # What was probably meant, to find what else is wrong.
+            meant = derive.parse_services(settings.services.replace(services, guess or "all"))
+            services = frozenset(ServiceName) if isinstance(meant, str) else meant
         self._services = services
         for key, fix in unavailable_settings(settings):
             self.inputs.error((key,), MESSAGE, fix)
@@ -272,7 +281,7 @@ class _Resolver:
             )
         elif kind not in PROVIDERS:
             self.inputs.error(
-                ("idp_provider",), f"unknown provider {kind!r}", f"one of {', '.join(PROVIDERS)}"
+                ("idp_provider",), f"unknown provider {kind!r}", one_of(kind, PROVIDERS)
             )
         elif kind in PROVIDERS_WITHOUT_DEFAULT_URL and not settings.idp_provider_url:
             self.inputs.error(
@@ -327,8 +336,9 @@ class _Resolver:
         if main or not insecure_grpc:
             pairs = self._configured_certificates()
         authority: bytes | None = None
-        if settings.tls_derive:
-            derived = derive_certificate(shared, settings.tls_derive.lower(), "tls_derive")
+        name = derive.derived_name(settings)
+        if name is not None:
+            derived = derive_certificate(shared, name, "tls_derive")
             authority = derived.authority_pem
             pairs.append(derived.pair)
         fallback = None

@@ -28,6 +28,7 @@ UNIX_SCHEMES: Final = frozenset({"unix", "https+unix"})
 DEFAULT_PORTS: Final = {"https": 443, "ssh": 22}
 
 _HOST_LABEL: Final = re.compile(r"[A-Za-z0-9*_]([A-Za-z0-9*_\-]*[A-Za-z0-9*_])?")
+_HOST_AND_PORT: Final = re.compile(r"[A-Za-z0-9*][A-Za-z0-9.*\-]*(?::[0-9]{1,5})?")
 _IPV6: Final = re.compile(r"\[[0-9A-Fa-f:.]+(?:%25[\w.\-]+)?\]")
 
 
@@ -129,11 +130,14 @@ def parse_from(text: str) -> FromURL:
     try:
         url = parse_go_url(text)
     except GoURLError as error:
+        if _HOST_AND_PORT.fullmatch(text):
+            fix = f"https://{text}"
         raise RouteURLError(f"policy bad source url: {error}", fix) from None
     if url.scheme not in FROM_SCHEMES:
+        guess = f"did you mean https://{text}? " if _HOST_AND_PORT.fullmatch(text) else ""
         raise RouteURLError(
             f"unsupported scheme {shorten(url.scheme)}",
-            "only secure schemes are supported: https, tcp+https, udp+https or ssh",
+            f"{guess}only secure schemes are supported: https, tcp+https, udp+https or ssh",
         )
     if url.opaque or not url.host:
         raise RouteURLError(f"policy bad source url: {shorten(text)} has no host", fix)
@@ -190,10 +194,13 @@ def parse_to(text: str) -> Upstream:
     try:
         url = parse_go_url(address)
     except GoURLError as error:
+        if _HOST_AND_PORT.fullmatch(address):
+            fix = f"http://{address}"
         raise RouteURLError(str(error), fix) from None
     if url.scheme not in TO_SCHEMES:
+        guess = f"did you mean http://{address}? " if _HOST_AND_PORT.fullmatch(address) else ""
         raise RouteURLError(
-            f"unsupported scheme {shorten(url.scheme)}", f"one of {', '.join(TO_SCHEMES)}"
+            f"unsupported scheme {shorten(url.scheme)}", f"{guess}one of {', '.join(TO_SCHEMES)}"
         )
     if url.scheme in UNIX_SCHEMES:
         if url.host or not url.path.startswith("/"):

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import difflib
 import enum
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -50,6 +51,28 @@ MAX_DURATION_S: Final = 100 * 365 * 86400.0
 def problem(message: str, fix: str = "") -> PydanticCustomError:
     """A validation error with a message and what would be right."""
     return PydanticCustomError("config", "{message}", {"message": message, "fix": fix})
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that `name` was probably meant to be; empty when none is near."""
+    names, text = list(known), name.lower()
+    begun = [
+        candidate
+        for candidate in names
+        if (len(text) > 1 and candidate.lower().startswith(text))
+        or (len(candidate) > 3 and text.startswith(candidate.lower()))
+    ]
+    if len(begun) == 1:
+        return begun[0]
+    matches = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return matches[0] if matches else ""
+
+
+def one_of(name: str, known: Iterable[str]) -> str:
+    """What would be right instead of `name`: the nearest of `known`, and all of them."""
+    names = list(known)
+    guess = next((word for word in names if word.lower() == name.lower()), nearest(name, names))
+    return f"{f'did you mean {guess}? ' if guess else ''}one of {', '.join(names)}"
 
 
 def _text(value: Any) -> Any:
@@ -174,6 +197,12 @@ def _duration(value: Any) -> float:
             raise problem(
                 f"{shorten(value)} has no unit", f'write "{value.strip()}s" for seconds; {fix}'
             )
+        days = re.fullmatch(r"(\d{1,4})d", value.strip())
+        if days is not None:
+            raise problem(
+                f"{shorten(value)} is not a duration: days are no unit",
+                f'write "{int(days.group(1)) * 24}h"; {fix}',
+            )
         raise problem(f"{shorten(value)} is not a duration", fix)
     if seconds < 0:
         raise problem(f"{shorten(value)} is negative", f"0s or more: {fix}")
@@ -186,10 +215,15 @@ def _proto_duration(value: Any) -> float:
     fix = 'seconds with the unit s, such as "10s" or "0.5s"'
     if value == 0 and not isinstance(value, bool | str):
         return 0.0
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise problem(f"{value} has no unit", f'write "{value}s"; {fix}')
     if not isinstance(value, str):
         raise problem(f"is a {kind(value)}", fix)
     match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,9})?)s", value.strip())
     if match is None:
+        seconds = parse_go_duration(value) or 0.0
+        if 0 < seconds <= MAX_DURATION_S:
+            fix = f'write "{seconds:.9f}'.rstrip("0").rstrip(".") + f's"; {fix}'
         raise problem(f"{shorten(value)} is not a duration in seconds", fix)
     return float(match.group(1))
 
@@ -325,6 +359,8 @@ def _url(value: str) -> str:
     except ValueError:
         raise problem(f"{shorten(value)} is not a URL", fix) from None
     if not parts.scheme:
+        if re.fullmatch(r"[A-Za-z0-9.\-]+", value):
+            fix = f"https://{value} or http://{value}"
         raise problem(f"{shorten(value)} has no scheme", fix)
     if not parts.hostname:
         raise problem(f"{shorten(value)} has no host", fix)
@@ -365,7 +401,10 @@ def _host_port(value: str) -> str:
         return value
     parsed = parse_host_port(value)
     if parsed is None or parsed[1] == 0:
-        raise problem(f"{shorten(value)} is not an address", "host:port with a port above 0")
+        fix = "host:port with a port above 0"
+        if re.fullmatch(r"[1-9]\d{0,4}", value):
+            fix = f'":{value}" for all addresses of this machine, or {fix}'
+        raise problem(f"{shorten(value)} is not an address", fix)
     return value
 
 
@@ -401,8 +440,10 @@ class EnumOf:
             ends = [member for member, names in spelled.items() if names[0].endswith(f"_{text}")]
             if exact or len(ends) == 1:
                 return (exact or ends)[0]
-            allowed = ", ".join(str(member.value) for member in members if member.value)
-            raise problem(f"unsupported value {shorten(_text(value))}", f"one of {allowed}")
+            allowed = [str(member.value) for member in members if member.value]
+            raise problem(
+                f"unsupported value {shorten(_text(value))}", one_of(_text(value), allowed)
+            )
 
         return core_schema.no_info_before_validator_function(decode, schema)
 

@@ -62,7 +62,7 @@ def channel_options(
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 500),
-        ("grpc.max_reconnect_backoff_ms", 10_000),
+        ("grpc.max_reconnect_backoff_ms", 2_000),  # a store that is back is found soon
         ("grpc.min_reconnect_backoff_ms", 10_000),  # also the time one connection attempt gets
         ("grpc.enable_http_proxy", 0),  # service calls never leave through a web proxy
         ("grpc.client_idle_timeout_ms", 2**31 - 1),

@@ -12,9 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
-
-import structlog
+from typing import Final
 
 from gatehouse.authorize.core.check_request import RequestFacts
 from gatehouse.authorize.core.claims import claim_text
@@ -27,6 +25,8 @@ from gatehouse.common.observability.redaction import REDACTED, is_secret_name, r
 from gatehouse.common.pages import safe_request_id
 
 MESSAGE: Final = "authorize check"
+
+_SHORT: Final = 128  # characters
 
 _VERSION_FIELDS: Final = ("databroker-server-version", "databroker-record-version")
 _NOT_HERE: Final = frozenset(
@@ -58,12 +58,7 @@ class AuthorizeLog:
 
     def __init__(self, fields: Sequence[str]) -> None:
         self._stdlib = logging.getLogger("gatehouse.authorize")
-        self._logger: Any = structlog.wrap_logger(
-            self._stdlib,
-            processors=[structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-            wrapper_class=structlog.stdlib.BoundLogger,
-            cache_logger_on_first_use=True,
-        )
+        self._extra = {"_logger": self._stdlib, "_name": "info"}
         names = tuple(fields)
         if names == AUTHORIZE_LOG_FIELDS:
             names += _VERSION_FIELDS
@@ -84,12 +79,18 @@ class AuthorizeLog:
     def write(self, line: Line) -> None:
         """Write one line."""
         if self._stdlib.isEnabledFor(logging.INFO):
-            self._logger.info(
-                MESSAGE,
-                level="info",
-                time=_timestamp(int(line.now_s)),
-                service="authorize",
+            event = {
+                "event": MESSAGE,
+                "level": "info",
+                "time": _timestamp(int(line.now_s)),
+                "service": "authorize",
                 **self.values(line),
+            }
+            # What structlog's wrap_for_formatter hands over, without a walk up the stack.
+            self._stdlib.handle(
+                self._stdlib.makeRecord(
+                    self._stdlib.name, logging.INFO, "", 0, event, (), None, None, self._extra
+                )
             )
 
     def values(self, line: Line) -> dict[str, object]:
@@ -127,6 +128,16 @@ def _all_headers(line: Line) -> Mapping[str, str]:
     }
 
 
+def _redacted(text: str) -> str:
+    """Hosts and short paths come again and again; long ones are not kept."""
+    return _short(text) if len(text) <= _SHORT else redact_text(text)
+
+
+@functools.lru_cache(maxsize=4096)
+def _short(text: str) -> str:
+    return redact_text(text)
+
+
 @functools.lru_cache(maxsize=2)
 def _timestamp(second: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(second))
@@ -160,9 +171,9 @@ _GETTERS: Final[Mapping[str, Getter]] = {
     "request-id": lambda line: safe_request_id(line.facts.request_id),
     "check-request-id": lambda line: safe_request_id(line.facts.request_id),
     "method": lambda line: line.facts.method,
-    "path": lambda line: redact_text(line.facts.raw_path),
+    "path": lambda line: _redacted(line.facts.raw_path),
     "query": lambda line: redact_text(line.facts.query),
-    "host": lambda line: redact_text(line.facts.host),
+    "host": lambda line: _redacted(line.facts.host),
     "ip": lambda line: line.facts.ip,
     "headers": _all_headers,
     "session-id": _session_id,

@@ -232,8 +232,7 @@ class Shares:
         self._candidate = taken[-1] + 1
         self._take_s = now_s + (RETRY_S if self.alone else PACE_S)
         return [
-            Ask("acquire", _partition_name(number), self.holder, LEASE_S, now_s)
-            for number in taken
+            Ask("acquire", _partition_name(number), self.holder, LEASE_S, now_s) for number in taken
         ]
 
     def _acquired(self, ask: Ask, granted: bool | None, now_s: float) -> None:

@@ -63,12 +63,16 @@ class StoredRecord:
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A record as a client wrote it, within the limits."""
+    """A record as a client wrote it, within the limits.
+
+    A Patch leaves out a record whose `expected_version` is not the one held, like an absent one.
+    """
 
     type: str
     id: str
     data: bytes
     is_deletion: bool = False
+    expected_version: int | None = None
 
     @property
     def key(self) -> Key:
@@ -222,6 +226,7 @@ class _Step:
                     self._upsert(item, apply_mask(current.data, item.data, paths))
                     for item in records
                     if (current := self._current(item.key)) is not None
+                    and item.expected_version in {None, current.version}
                 )
             case Reap(victims):
                 oldest_first = sorted(victims, key=lambda item: item.version)

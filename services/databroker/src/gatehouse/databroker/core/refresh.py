@@ -124,6 +124,7 @@ class Result(Enum):
     DONE = "done"  # the provider has confirmed the session
     NOT_DUE = "not-due"  # nothing had to be asked: the record was newer than the schedule
     FAILED = "failed"  # nothing is known; try again later
+    UNCLEAR = "unclear"  # the answer makes no sense; a refresh will tell more
     DOUBTED = "doubted"  # refused, too soon after a take-over to be believed at once
     VANISHED = "vanished"  # the session is gone
 
@@ -151,12 +152,16 @@ Event = Owned | Providers | Seen | Gone | Finished | Tick
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """Ask the provider about a session. `doubt`: a refusal is not believed this time."""
+    """Ask the provider about a session.
+
+    `doubt`: a refusal is not believed this time. `early`: refresh although nothing expires yet.
+    """
 
     id: str
     idp_id: str
     kind: Kind
-    doubt: bool
+    doubt: bool = False
+    early: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +196,7 @@ class _Entry:
     not_before_s: float  # monotonic
     failures: int = 0
     refused: bool = False  # once, and doubted
+    early: bool = False  # refresh as soon as may be
     phase: _Phase = _Phase.IDLE
     kind: Kind = Kind.SWEEP
     idp_id: str = ""  # whose gate it waits at or has passed
@@ -345,13 +351,15 @@ class Schedule:
         rules = self.rules
         if event.result in {Result.DONE, Result.NOT_DUE}:
             entry.not_before_s = now_s + rules.least_s
-            entry.refused = False
+            entry.refused = entry.early = False
             if event.result is Result.DONE:
                 entry.failures = 0
             if event.result is Result.DONE or (busy is not None and kind is Kind.CHECK):
                 entry.contact_s = now_s
         else:
             entry.failures += 1
+            # Once only: a provider whose answers never make sense is not asked twice each time.
+            entry.early = event.result is Result.UNCLEAR and entry.failures == 1
             entry.refused = event.result is Result.DOUBTED
             entry.not_before_s = now_s + (
                 rules.doubt_s / 2 if entry.refused else self._backoff_s(entry, event.retry_after_s)
@@ -383,6 +391,8 @@ class Schedule:
             if facts.renew_by_s is not None:
                 lead_s = rules.lead_s + rules.lead_spread_s * entry.share
                 renew_s = facts.renew_by_s - self._offset_s - lead_s
+                if entry.early:
+                    renew_s = entry.not_before_s
                 found.append((max(renew_s, entry.not_before_s), Kind.REFRESH))
             if facts.is_checkable:
                 check_s = entry.contact_s + rules.userinfo_s
@@ -472,7 +482,7 @@ class Schedule:
         self._busy[facts.id] = (entry.partition, entry.idp_id, entry.kind)
         age_s = now.monotonic_s - self._gained_s[entry.partition]
         doubt = not entry.refused and age_s < self.rules.quiet_s + self.rules.doubt_s
-        return Attempt(facts.id, entry.idp_id, entry.kind, doubt)
+        return Attempt(facts.id, entry.idp_id, entry.kind, doubt, entry.early)
 
     def _gate(self, idp_id: str) -> _Queues:
         rules = self.rules

@@ -36,9 +36,7 @@ _FIRST_REAL_SECOND: Final = 31_536_000
 _OF_THE_ID_TOKEN: Final = TOKEN_CLAIMS | {"sub", "oid"}  # userinfo never replaces these
 
 
-def facts_of(
-    session: Session, id_: str, version: int, *, at_id_token_expiry: bool
-) -> SessionFacts:
+def facts_of(session: Session, id_: str, version: int, *, at_id_token_expiry: bool) -> SessionFacts:
     """Return what the schedule needs of a session record."""
     oauth = session.oauth_token
     renew_by_s = None

@@ -87,7 +87,7 @@ class RefreshAttempts:
         self,
         records: Records,
         provider_of: Callable[[str], Refresher | None],
-        rules_of: Callable[[], Rules],
+        rules: Rules,
         clock: Clock,
         rng: Rng,
         *,
@@ -97,7 +97,7 @@ class RefreshAttempts:
         self._report = report
         self._records = records
         self._provider_of = provider_of
-        self._rules_of = rules_of
+        self._rules = rules
         self._clock = clock
         self._rng = rng
 
@@ -117,10 +117,11 @@ class RefreshAttempts:
             return held.finished(Result.NOT_DUE)
         if is_past(held.session.expires_at, now_s):
             return held.finished(Result.NOT_DUE)
-        rules = self._rules_of()
+        rules = self._rules
         if attempt.kind is Kind.REFRESH:
             soon_s = now_s + rules.lead_s + rules.lead_spread_s
-            if held.facts.renew_by_s is None or held.facts.renew_by_s > soon_s:
+            renew_by_s = held.facts.renew_by_s
+            if renew_by_s is None or (renew_by_s > soon_s and not attempt.early):
                 return held.finished(Result.NOT_DUE)  # somebody else has refreshed it
         elif not held.facts.is_checkable or not access_token_is_good(held.session, now_s):
             return held.finished(Result.NOT_DUE)
@@ -131,7 +132,9 @@ class RefreshAttempts:
                 finished = await self._check(held, provider)
         except IdentityProviderError as error:
             self._report(attempt.idp_id, error)
-            return held.finished(Result.FAILED, retry_after_s=error.retry_after_s)
+            is_away = error.reason == IdentityProviderError.default_reason
+            result = Result.FAILED if is_away or attempt.kind is Kind.REFRESH else Result.UNCLEAR
+            return held.finished(result, retry_after_s=error.retry_after_s)
         except IdentityRefusedError as error:
             if not error.ends_session:
                 return held.finished(Result.FAILED)
@@ -145,7 +148,7 @@ class RefreshAttempts:
 
     async def sweep(self, ids: tuple[str, ...]) -> list[Finished]:
         """Delete those of the sessions that have been expired for long."""
-        rules = self._rules_of()
+        rules = self._rules
         ends: list[Finished] = []
         victims: list[StoredRecord] = []
         for id_ in ids:
@@ -170,7 +173,7 @@ class RefreshAttempts:
     async def _refresh(self, held: Held, provider: Refresher) -> Finished:
         spent = held.session.oauth_token.refresh_token
         refreshed = await _bounded(provider.refresh(spent, subject=subject_of(held.session)))
-        at_id_token_expiry = self._rules_of().at_id_token_expiry
+        at_id_token_expiry = self._rules.at_id_token_expiry
         # From here on nothing but a newer token in the store may keep these from being stored.
         deadline_s = self._clock.monotonic_s() + KEEP_TRYING_S
         backoff = Backoff(0.5, 2.0, 15.0, 0.5)
@@ -270,7 +273,7 @@ class RefreshAttempts:
             session,
             record.id,
             record.version,
-            at_id_token_expiry=self._rules_of().at_id_token_expiry,
+            at_id_token_expiry=self._rules.at_id_token_expiry,
         )
         return Held(record, session, facts)
 

@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import httpx
 
@@ -41,9 +41,7 @@ class RefreshProviders:
     context manager: its end closes the connections.
     """
 
-    def __init__(
-        self, settings_of: Callable[[], ResolvedSettings], clock: Clock, rng: Rng
-    ) -> None:
+    def __init__(self, settings_of: Callable[[], ResolvedSettings], clock: Clock, rng: Rng) -> None:
         self._settings_of = settings_of
         self._clock = clock
         self._rng = rng
@@ -53,7 +51,7 @@ class RefreshProviders:
         self._old: list[httpx.AsyncClient] = []
         self._known: dict[str, tuple[IdentityProviderSettings, Refresher]] = {}
 
-    async def __aenter__(self) -> RefreshProviders:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -94,11 +92,9 @@ class RefreshProviders:
         if not wanted:
             self._known = {}
             return
-        if self._http is None or settings.ca_bundle_pem != self._ca_pem:
-            if self._http is not None:
-                self._old.append(self._http)  # calls under way end in their own time
-            self._http, self._ca_pem = _http_client(settings.ca_bundle_pem), settings.ca_bundle_pem
-            self._known = {}
+        http = self._client(settings.ca_bundle_pem)
+        if http is None:
+            return
         known: dict[str, tuple[IdentityProviderSettings, Refresher]] = {}
         for one in wanted.values():
             before = self._known.get(one.id)
@@ -106,10 +102,24 @@ class RefreshProviders:
                 known[one.id] = before
                 continue
             try:
-                known[one.id] = (one, make_provider(one, self._http, self._clock, self._rng))
+                known[one.id] = (one, make_provider(one, http, self._clock, self._rng))
             except IdentityProviderError as error:
-                _log.error("identity provider cannot be used", idp_id=one.id, error=str(error))  # noqa: TRY400
+                _log.error("identity provider cannot be used", idp_id=one.id, error=str(error))
         self._known = known
+
+    def _client(self, ca_bundle_pem: bytes | None) -> httpx.AsyncClient | None:
+        if self._http is not None and ca_bundle_pem == self._ca_pem:
+            return self._http
+        try:
+            made = _http_client(ca_bundle_pem)
+        except (ssl.SSLError, ValueError) as error:
+            # Calls under way must not suffer from it, nor those to come if it worked before.
+            _log.error("authorities for identity providers cannot be used", error=str(error))
+            return self._http
+        if self._http is not None:
+            self._old.append(self._http)  # calls under way end in their own time
+        self._http, self._ca_pem, self._known = made, ca_bundle_pem, {}
+        return made
 
 
 def _http_client(ca_bundle_pem: bytes | None) -> httpx.AsyncClient:

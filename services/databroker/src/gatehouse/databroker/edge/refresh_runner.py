@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from gatehouse.common.clock import Clock, Rng
@@ -25,7 +25,6 @@ from gatehouse.databroker.core.partitions import Ask, Shares
 from gatehouse.databroker.core.records import StoredRecord
 from gatehouse.databroker.core.refresh import (
     Attempt,
-    Effect,
     Event,
     Finished,
     Gone,
@@ -49,6 +48,7 @@ ASK_S: Final = 5.0  # for one request for a lease
 RELEASE_S: Final = 2.0  # for giving all leases back at the end
 PAGE: Final = 1_000
 SETTLE_S: Final = 1.0  # partitions often come several at a time: look through the store once
+STEADY_S: Final = 60.0  # work that went well for so long makes its next failure a first one
 CONFIGURED_S: Final = 5.0  # between looks at whether a provider is configured
 
 _log = get_logger("databroker")
@@ -66,166 +66,173 @@ class ProviderSource(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Counters:
-    """What was done since the start."""
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the identity manager works with.
 
-    done: int = 0
-    failed: int = 0
-    ended: int = 0
-
-
-class RefreshRunner:
-    """One process's part of the identity manager.
-
-    `alone`: no other process can use this store. `rules_of` is asked whenever numbers are needed.
-    `show` gets what health may show, by name; `grace_s` is how long a call to a provider that is
-    under way may go on after the stop: cut short, it could cost a session its refresh token.
+    `alone`: no other process can use this store. `rules_of` gives the numbers in force. `show`
+    gets what health may show, by name. `grace_s` is how long a call to a provider that is under
+    way may go on after the stop: cut short, it could cost a session its refresh token.
     """
 
-    def __init__(
-        self,
-        storage: Storage,
-        hub: ChangeHub,
-        providers: ProviderSource,
-        clock: Clock,
-        rng: Rng,
-        *,
-        alone: bool,
-        rules_of: Callable[[], Rules] = Rules,
-        show: Callable[[str, str], None] = lambda _name, _value: None,
-        grace_s: float = 5.0,
-    ) -> None:
-        self._storage = storage
-        self._hub = hub
-        self._providers = providers
-        self._clock = clock
-        self._rng = rng
-        self._alone = alone
-        self._rules_of = rules_of
-        self._show = show
-        self._grace_s = grace_s
-        self.counters = Counters()
-        self._troubled: set[str] = set()
-        self._attempts = RefreshAttempts(
-            storage, providers.get, rules_of, clock, rng, report=self._report
-        )
+    storage: Storage
+    hub: ChangeHub
+    providers: ProviderSource
+    clock: Clock
+    rng: Rng
+    alone: bool
+    rules_of: Callable[[], Rules] = Rules
+    show: Callable[[str, str], None] = lambda _name, _value: None
+    grace_s: float = 5.0
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Manage until `stop`; then finish what is under way, within the grace. Never raises."""
-        await run_until_stop(
-            stop,
-            lambda: self._life(stop),
-            backoff=Backoff(1.0, 2.0, 60.0, 0.5),
-            clock=self._clock,
-            rng=self._rng,
-            on_failure=lambda error, delay_s: _log.error(
-                "identity manager failed", error_type=_name_of(error), retry_s=round(delay_s, 1)
-            ),
-        )
+    def now(self) -> Moment:
+        """The present, in both time bases."""
+        return Moment(self.clock.now_s(), self.clock.monotonic_s())
 
-    async def _life(self, stop: asyncio.Event) -> None:
-        """One life: from the first provider configured to the last one gone, or the stop."""
-        self._show("state", "idle: no identity provider is configured")
-        while not self._providers.ids():
-            if await wait_or_stop(stop, CONFIGURED_S):
-                return
-        self._show("state", "running")
-        _log.info("identity manager started", alone=self._alone)
-        await _Life(self, stop).run()
-        self._show("state", "stopped")
 
-    # What a life needs
+@dataclass(slots=True)
+class Tally:
+    """What has been done since the start, and which providers fail at present."""
 
-    def moment(self) -> Moment:
-        """Now, in both time bases."""
-        return Moment(self._clock.now_s(), self._clock.monotonic_s())
+    confirmed: int = 0
+    failed: int = 0
+    removed: int = 0
+    troubled: set[str] = field(default_factory=set)
 
-    def _report(self, idp_id: str, error: IdentityProviderError | None) -> None:
+    def count(self, finished: Finished) -> None:
+        """Count the end of an attempt or of a sweep."""
+        self.confirmed += finished.result is Result.DONE
+        self.failed += finished.result in {Result.FAILED, Result.UNCLEAR, Result.DOUBTED}
+        self.removed += finished.result is Result.VANISHED
+
+    def heard(self, idp_id: str, error: IdentityProviderError | None) -> None:
         """Log the first trouble with a provider and its end, not each failure."""
         if error is None:
-            if idp_id in self._troubled:
-                self._troubled.discard(idp_id)
+            if idp_id in self.troubled:
+                self.troubled.discard(idp_id)
                 _log.info("identity provider answers again", idp_id=idp_id)
-        elif idp_id not in self._troubled:
-            self._troubled.add(idp_id)
+        elif idp_id not in self.troubled:
+            self.troubled.add(idp_id)
             _log.warning(
-                "identity provider trouble: sessions stay, refreshing is retried",
+                "identity provider trouble: sessions stay, refreshing is tried again",
                 idp_id=idp_id,
                 reason=error.reason,
                 error=str(error),
             )
 
 
-class _Life:
-    """The tasks of one life, around one schedule and one set of leases."""
+class RefreshRunner:
+    """One process's part of the identity manager."""
 
-    def __init__(self, runner: RefreshRunner, stop: asyncio.Event) -> None:
-        self._runner = runner
-        self._storage = runner._storage  # noqa: SLF001 - two halves of one thing
-        self._hub = runner._hub  # noqa: SLF001
-        self._providers = runner._providers  # noqa: SLF001
-        self._attempts = runner._attempts  # noqa: SLF001
-        self._rng = runner._rng  # noqa: SLF001
+    def __init__(self, around: Surroundings) -> None:
+        self._around = around
+        self.tally = Tally()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Manage until `stop`; then finish what is under way, within the grace. Never raises."""
+        await run_until_stop(
+            stop,
+            lambda: self._serve(stop),
+            backoff=Backoff(1.0, 2.0, 60.0, 0.5),
+            clock=self._around.clock,
+            rng=self._around.rng,
+            on_failure=_failed,
+        )
+
+    async def _serve(self, stop: asyncio.Event) -> None:
+        """Wait for a provider to be configured, then manage until there is none any more."""
+        around = self._around
+        if not around.providers.ids():
+            around.show("state", "idle: no identity provider is configured")
+        while not around.providers.ids():
+            if await wait_or_stop(stop, CONFIGURED_S):
+                return
+        around.show("state", "running")
+        _log.info("identity manager started", alone=around.alone)
+        await _Term(around, self.tally, stop).run()
+        around.show("state", "stopped")
+
+
+class _Term:
+    """The time between two starts: tasks around one schedule and one set of leases."""
+
+    def __init__(self, around: Surroundings, tally: Tally, stop: asyncio.Event) -> None:
+        self._around = around
+        self._tally = tally
         self._stop = stop
-        self._shares = Shares(self._rng.uuid4(), runner._alone)  # noqa: SLF001
-        self._schedule = Schedule(runner._rules_of(), runner.moment())  # noqa: SLF001
+        self._rules = around.rules_of()
+        self._attempts = RefreshAttempts(
+            around.storage,
+            around.providers.get,
+            self._rules,
+            around.clock,
+            around.rng,
+            report=tally.heard,
+        )
+        self._shares = Shares(around.rng.uuid4(), around.alone)
+        self._schedule = Schedule(self._rules, around.now())
         self._wake = asyncio.Event()
+        self._wake_s = 0.0  # when the schedule is looked at next
         self._load = asyncio.Event()
         self._to_load: set[int] = set()
         self._jobs: set[asyncio.Task[None]] = set()
         self._is_stopping = False
 
     async def run(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            self._group = group
-            beside = [
-                group.create_task(self._forever(work))
-                for work in (self._keep_leases, self._follow, self._load_partitions)
-            ]
-            try:
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                beside = [
+                    group.create_task(self._forever(work))
+                    for work in (self._keep_leases, self._follow, self._load_partitions)
+                ]
                 await self._drive()
-            finally:
                 self._is_stopping = True
-            if self._jobs:
-                await asyncio.wait(self._jobs, timeout=self._runner._grace_s)  # noqa: SLF001
-            for task in (*beside, *self._jobs):
-                task.cancel()
+                if self._jobs:  # leases are still renewed meanwhile
+                    await asyncio.wait(self._jobs, timeout=self._around.grace_s)
+                for task in (*beside, *self._jobs):
+                    task.cancel()
+        except Exception:
+            await self._give_back()
+            raise
         await self._give_back()
 
     async def _drive(self) -> None:
-        """Let time pass for the schedule, until the stop or until no provider is left."""
+        """Let time pass for the schedule, until the stop or until it must begin anew."""
         while not self._stop.is_set():
-            self._wake.clear()
-            ids = self._providers.ids()
-            if not ids:
+            ids = self._around.providers.ids()
+            if not ids or self._around.rules_of() != self._rules:
                 return
             self._tell(Providers(ids))
             self._tell(Tick())
-            now = self._runner.moment()
-            delay_s = max(0.0, self._schedule.wake_s(now) - now.monotonic_s)
-            async with _first(self._stop.wait(), self._wake.wait(), timeout_s=delay_s):
-                pass
+            now = self._around.now()
+            self._wake_s = self._schedule.wake_s(now)
+            self._wake.clear()
+            await self._wake_or_stop(max(0.0, self._wake_s - now.monotonic_s))
+
+    async def _wake_or_stop(self, delay_s: float) -> None:
+        async with asyncio.TaskGroup() as group:
+            waits = [group.create_task(event.wait()) for event in (self._wake, self._stop)]
+            await asyncio.wait(waits, timeout=delay_s, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
 
     def _tell(self, event: Event) -> None:
+        now = self._around.now()
+        effects = self._schedule.step(event, now)
         if self._is_stopping:
-            if isinstance(event, Finished):
-                self._schedule.step(event, self._runner.moment())
             return
-        for effect in self._schedule.step(event, self._runner.moment()):
-            self._perform(effect)
-        if not isinstance(event, Tick | Providers):
+        for effect in effects:
+            match effect:
+                case Attempt():
+                    self._spawn(self._attempt(effect))
+                case Sweep(ids):
+                    self._spawn(self._sweep(ids))
+                case Load(partitions):
+                    self._to_load |= partitions
+                    self._load.set()
+        if self._schedule.wake_s(now) < self._wake_s:
             self._wake.set()
-
-    def _perform(self, effect: Effect) -> None:
-        match effect:
-            case Attempt():
-                self._spawn(self._attempt(effect))
-            case Sweep(ids):
-                self._spawn(self._sweep(ids))
-            case Load(partitions):
-                self._to_load |= partitions
-                self._load.set()
 
     def _spawn(self, job: Coroutine[Any, Any, None]) -> None:
         task = self._group.create_task(job)
@@ -241,11 +248,9 @@ class _Life:
         except GatehouseError as error:
             _log.warning("session not refreshed", session_id=attempt.id, reason=error.reason)
         except Exception as error:  # noqa: BLE001 - one session must not stop the others
-            _log.error(  # noqa: TRY400 - a traceback might show a token
-                "session not refreshed", session_id=attempt.id, error_type=_name_of(error)
-            )
+            _log.error("session not refreshed", session_id=attempt.id, error_type=_name_of(error))
         finally:
-            self._count(finished)
+            self._tally.count(finished)
             self._tell(finished)
 
     async def _sweep(self, ids: tuple[str, ...]) -> None:
@@ -255,30 +260,27 @@ class _Life:
         except GatehouseError as error:
             _log.warning("expired sessions not removed", reason=error.reason)
         except Exception as error:  # noqa: BLE001 - see above
-            _log.error("expired sessions not removed", error_type=_name_of(error))  # noqa: TRY400
+            _log.error("expired sessions not removed", error_type=_name_of(error))
         finally:
             for finished in ends:
+                self._tally.count(finished)
                 self._tell(finished)
-
-    def _count(self, finished: Finished) -> None:
-        counters = self._runner.counters
-        counters.done += finished.result is Result.DONE
-        counters.failed += finished.result in {Result.FAILED, Result.DOUBTED}
-        counters.ended += finished.result is Result.VANISHED
 
     # Leases
 
     async def _keep_leases(self) -> None:
-        while True:
-            now_s = self._runner.moment().monotonic_s
-            asks = self._shares.asks(now_s, self._schedule.busy_partitions)
-            async with asyncio.TaskGroup() as group:
-                for ask in asks:
-                    group.create_task(self._ask(ask))
-            self._tell(Owned(self._shares.held()))
-            self._show()
-            now_s = self._runner.moment().monotonic_s
-            await asyncio.sleep(max(0.0, self._shares.wake_s(now_s) - now_s))
+        asks = self._shares.asks(self._around.clock.monotonic_s(), self._schedule.busy_partitions)
+        async with asyncio.TaskGroup() as group:
+            for ask in asks:
+                group.create_task(self._ask(ask))
+        self._tell(Owned(self._shares.held()))
+        show = self._around.show
+        show("partitions", str(len(self._shares.held())))
+        show("sessions", str(self._schedule.count))
+        show("confirmed", str(self._tally.confirmed))
+        show("troubled_providers", ", ".join(sorted(self._tally.troubled)))
+        now_s = self._around.clock.monotonic_s()
+        await asyncio.sleep(self._shares.wake_s(now_s) - now_s)
 
     async def _ask(self, ask: Ask) -> None:
         granted: bool | None = None
@@ -286,44 +288,35 @@ class _Life:
             async with asyncio.timeout(ASK_S):
                 granted = await self._asked(ask)
         except (GatehouseError, TimeoutError):
-            pass  # health of the store is reported elsewhere
+            pass  # the store's own health says so
         finally:
-            self._shares.answer(ask, granted, self._runner.moment().monotonic_s)
+            self._shares.answer(ask, granted, self._around.clock.monotonic_s())
 
     async def _asked(self, ask: Ask) -> bool:
-        duration_us = int(ask.duration_s * 1e6)
-        match ask.verb:
-            case "renew":
-                return await self._storage.renew_lease(ask.name, ask.lease_id, duration_us)
-            case "release":
-                await self._storage.release_lease(ask.name, ask.lease_id)
-                return True
-        granted = await self._storage.acquire_lease(ask.name, ask.lease_id, duration_us)
-        if granted and ask.verb == "probe":
-            await self._storage.release_lease(ask.name, ask.lease_id)
+        storage, duration_us = self._around.storage, int(ask.duration_s * 1e6)
+        if ask.verb == "renew":
+            return await storage.renew_lease(ask.name, ask.lease_id, duration_us)
+        granted = ask.verb == "release" or await storage.acquire_lease(
+            ask.name, ask.lease_id, duration_us
+        )
+        if granted and ask.verb != "acquire":
+            await storage.release_lease(ask.name, ask.lease_id)
         return granted
 
     async def _give_back(self) -> None:
-        asks = self._shares.releases(self._runner.moment().monotonic_s)
-        with contextlib.suppress(TimeoutError, GatehouseError, ExceptionGroup):
+        asks = self._shares.releases(self._around.clock.monotonic_s())
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(RELEASE_S), asyncio.TaskGroup() as group:
                 for ask in asks:
                     group.create_task(self._ask(ask))
-
-    def _show(self) -> None:
-        show, counters = self._runner._show, self._runner.counters  # noqa: SLF001
-        show("partitions", str(len(self._shares.held())))
-        show("sessions", str(self._schedule.count))
-        show("trouble", ", ".join(sorted(self._runner._troubled)))  # noqa: SLF001
-        show("refreshed", str(counters.done))
 
     # Records
 
     async def _follow(self) -> None:
         """Tell the schedule what changes; whenever that begins anew, look through everything."""
-        await self._hub.ready()
-        position = await self._storage.position()
-        follower = self._hub.follow(position.server_version, position.latest, SESSION)
+        await self._around.hub.ready()
+        position = await self._around.storage.position()
+        follower = self._around.hub.follow(position.server_version, position.latest, SESSION)
         self._to_load |= self._shares.held().keys()
         self._load.set()
         while True:
@@ -335,7 +328,9 @@ class _Life:
                 else:
                     data = record.data.SerializeToString()
                     self._see(StoredRecord(record.version, record.type, record.id, data, 0))
-            if not changes:
+            if changes:
+                await asyncio.sleep(0)
+            else:
                 await follower.wait(None, for_tick=False)
 
     async def _load_partitions(self) -> None:
@@ -344,25 +339,27 @@ class _Life:
         self._load.clear()
         partitions, self._to_load = frozenset(self._to_load), set()
         try:
-            after = None
-            is_last = False
-            while not is_last:
-                page = await self._storage.head(SESSION, after, limit=PAGE)
-                started_s = self._runner.moment().monotonic_s
-                for number, record in enumerate(page.records):
-                    self._see(record, only=partitions)
-                    if number % 50 == 49:
-                        await asyncio.sleep(0)  # the store's own callers come first
-                if page.records:
-                    after = page.records[-1].key
-                is_last = page.is_last
-                # Half the time at most, so that a large store does not fill this process.
-                await asyncio.sleep(self._runner.moment().monotonic_s - started_s)
+            await self._look_through(partitions)
         except BaseException:
             self._to_load |= partitions
             self._load.set()
             raise
         _log.debug("sessions loaded", partitions=len(partitions), count=self._schedule.count)
+
+    async def _look_through(self, partitions: frozenset[int]) -> None:
+        clock, after, is_last = self._around.clock, None, not partitions
+        while not is_last:
+            page = await self._around.storage.head(SESSION, after, limit=PAGE)
+            started_s = clock.monotonic_s()
+            for number, record in enumerate(page.records):
+                self._see(record, only=partitions)
+                if number % 50 == 49:
+                    await asyncio.sleep(0)  # the store's callers come first
+            if page.records:
+                after = page.records[-1].key
+            is_last = page.is_last
+            # Half the time at most, so that a large store does not fill this process.
+            await asyncio.sleep(clock.monotonic_s() - started_s)
 
     def _see(self, record: StoredRecord, *, only: frozenset[int] | None = None) -> None:
         facts = self._attempts.facts(record)
@@ -372,29 +369,20 @@ class _Life:
     async def _forever(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         backoff = Backoff(0.5, 2.0, 15.0, 0.5)
         while True:
-            started_s = self._runner.moment().monotonic_s
+            started_s = self._around.clock.monotonic_s()
             try:
                 await work()
             except GatehouseError as error:
                 _log.debug("identity manager waits for the store", reason=error.reason)
-                if self._runner.moment().monotonic_s - started_s > 60:
+                if self._around.clock.monotonic_s() - started_s > STEADY_S:
                     backoff.reset()
-                await asyncio.sleep(backoff.next_s(self._rng))
+                await asyncio.sleep(backoff.next_s(self._around.rng))
             else:
                 backoff.reset()
 
 
-@contextlib.asynccontextmanager
-async def _first(
-    *events: Coroutine[Any, Any, object], timeout_s: float
-) -> AsyncIterator[None]:
-    """Wait for the first of some events, or for so long."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(event) for event in events]
-        await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            task.cancel()
-    yield
+def _failed(error: Exception, delay_s: float) -> None:
+    _log.error("identity manager failed", error_type=_name_of(error), retry_s=round(delay_s, 1))
 
 
 def _name_of(error: BaseException) -> str:

@@ -167,6 +167,7 @@ class EnvoyProcess:
                 # Cancelled: the process must not stay behind.
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
+                self._forget_shared_memory()
         self._forget_shared_memory()
         how = _describe(process.returncode)
         _log.error("envoy ended", how=how)

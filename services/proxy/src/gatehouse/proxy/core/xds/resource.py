@@ -24,7 +24,7 @@ PUSH_ORDER: Final = (CLUSTER, SECRET, LISTENER, ROUTE_CONFIGURATION)
 # How the types are called in health checks and logs.
 SHORT_NAMES: Final[Mapping[TypeUrl, str]] = {
     CLUSTER: "cluster",
-    SECRET: "secret",
+    SECRET: "other",
     LISTENER: "listener",
     ROUTE_CONFIGURATION: "route-configuration",
 }
