@@ -4,26 +4,569 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import os
 import socket
-import ssl
 import stat
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc
-import h2.config
-import h2.connection
 import hpack
-import hyperframe.frame
-import psutil_free  # noqa: F401
+import jwt
 import pytest
+from envoy.config.core.v3 import base_pb2
 from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.e2e.conftest import GRACE, World
+from tests.e2e.conftest import ADA, GRACE, World
+from tests.e2e.test_security_paths import (
+    CLOSED,
+    connected,
+    handle_of,
+    http1,
+    http2,
+    parse,
+    pseudo,
+)
+from tests.support.stack import Stack
+from tests.support.upstream import EchoUpstream
+
+pytestmark = pytest.mark.e2e
+
+Make = Callable[..., tuple[Stack, EchoUpstream]]
+CheckResponse = external_auth_pb2.CheckResponse
+
+
+def wait_for(check: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not check():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+# -- an authorize that misbehaves
+
+
+@dataclass
+class FakeAuthorize(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[misc]  # untyped base
+    """Answers checks as it is told; healthy whatever happens."""
+
+    answer: Callable[[Any], Any] = lambda _context: CheckResponse()
+    asked: int = 0
+
+    def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+        del request
+        self.asked += 1
+        return self.answer(context)
+
+
+class AlwaysHealthy(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped base
+    def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+        del request, context
+        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+
+
+@contextlib.contextmanager
+def fake_authorize(port: int) -> Iterator[FakeAuthorize]:
+    servicer = FakeAuthorize()
+    server = grpc.server(futures.ThreadPoolExecutor(8))
+    external_auth_pb2_grpc.add_AuthorizationServicer_to_server(servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(AlwaysHealthy(), server)
+    server.add_insecure_port(f"127.0.0.1:{port}")
+    server.start()
+    try:
+        yield servicer
+    finally:
+        server.stop(0).wait(5)
+
+
+@contextlib.contextmanager
+def proxy_alone(make: Make, provider: str) -> Iterator[World]:
+    """A split proxy whose authorize is at `grpc_ports["authorize"]`, whoever that is."""
+    stack, upstream = make(split=True, environment={"GRPC_CLIENT_TIMEOUT": "1s"})
+    stack.spawn("proxy").wait_ready()
+    yield World(stack, upstream, provider)
+
+
+def allow(**headers: str) -> Any:
+    response = CheckResponse()
+    response.ok_response.SetInParent()
+    for name, value in headers.items():
+        response.ok_response.headers.append(
+            base_pb2.HeaderValueOption(header=base_pb2.HeaderValue(key=name, value=value))
+        )
+    return response
+
+
+def test_r50_an_authorize_that_misbehaves_opens_nothing(fresh_stack: Make, provider: str) -> None:
+    with proxy_alone(fresh_stack, provider) as world:
+        port = world.stack.grpc_ports["authorize"]
+        assert http1(world).status == 503  # nobody is there
+        with fake_authorize(port) as authorize:
+            authorize.answer = lambda _context: allow()
+            wait_for(lambda: http1(world).status == 200)
+            before = len(world.upstream.requests)
+
+            def slow(_context: Any) -> Any:
+                time.sleep(2.5)
+                return allow()
+
+            def aborting(code: grpc.StatusCode) -> Callable[[Any], Any]:
+                return lambda context: context.abort(code, "no")
+
+            def denied(code: int, status: int = 0) -> Any:
+                response = CheckResponse()
+                response.status.code = code
+                if status:
+                    response.denied_response.status.code = status
+                return response
+
+            def crash(_context: Any) -> Any:
+                raise RuntimeError("a bug")
+
+            answers: dict[str, tuple[Callable[[Any], Any], set[int]]] = {
+                "slow": (slow, {503}),
+                "unavailable": (aborting(grpc.StatusCode.UNAVAILABLE), {503}),
+                "internal": (aborting(grpc.StatusCode.INTERNAL), {503}),
+                "denied": (aborting(grpc.StatusCode.PERMISSION_DENIED), {503}),
+                "unauthenticated": (aborting(grpc.StatusCode.UNAUTHENTICATED), {503}),
+                "unimplemented": (aborting(grpc.StatusCode.UNIMPLEMENTED), {503}),
+                "crash": (crash, {503}),
+                "denied-only": (lambda _c: denied(7), {403}),
+                "denied-as-200": (lambda _c: denied(7, 200), {200}),
+                "unknown-code": (lambda _c: denied(99), {403}),
+                "10-mib": (lambda _c: allow(x_big="x" * (10 << 20)), {503}),
+                "bad-header-name": (lambda _c: allow(**{"x a\r\n": "1"}), {500, 503}),
+                "bad-header-value": (lambda _c: allow(x="1\r\nx-b: 2"), {500, 503}),
+            }
+            for name, (answer, statuses) in answers.items():
+                authorize.answer = answer
+                status = http1(world).status
+                assert status in statuses, (name, status)
+                assert len(world.upstream.requests) == before, name
+        wait_for(lambda: http1(world).status == 503)  # and gone again
+        assert len(world.upstream.requests) == before
+
+
+class BadListener:
+    """Accepts connections at a port and does something unhelpful with each."""
+
+    def __init__(self, port: int, behave: Callable[[socket.socket], None]) -> None:
+        self._listener = socket.create_server(("127.0.0.1", port))
+        self._behave = behave
+        self._held: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> BadListener:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(5)
+        for connection in self._held:
+            connection.close()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self._held.append(connection)
+                with contextlib.suppress(OSError):
+                    self._behave(connection)
+
+
+def _silent(_connection: socket.socket) -> None:
+    """Half-open: connected, and never a byte."""
+
+
+def _reset(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def _http1(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+
+def _settings_then_nothing(connection: socket.socket) -> None:
+    connection.sendall(b"\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+
+
+@pytest.mark.parametrize("behave", [_silent, _reset, _http1, _settings_then_nothing])
+def test_r50_something_else_at_authorizes_address_opens_nothing(
+    fresh_stack: Make, provider: str, behave: Callable[[socket.socket], None]
+) -> None:
+    with proxy_alone(fresh_stack, provider) as world:
+        with BadListener(world.stack.grpc_ports["authorize"], behave):
+            for _ in range(3):
+                for path in ("/", "/private/x", "/.pomerium/"):
+                    assert http1(world, path).status == 503, path
+        assert world.upstream.requests == []
+        assert http1(world, "/ping").status == 200  # a balancer's probe does not fall with it
+
+
+def test_r51_without_a_databroker_nobody_is_sent_in_circles(
+    fresh_stack: Make, provider: str
+) -> None:
+    stack, upstream = fresh_stack(split=True)
+    stack.start()
+    world = World(stack, upstream, provider)
+    known = handle_of(world, GRACE)
+    cookie = [f"Cookie: _pomerium={known}"]
+    assert http1(world, host="app.localhost", lines=cookie).status == 200
+    assert stack.processes.pop("databroker").stop() == 0
+    assert http1(world, host="app.localhost", lines=cookie).status == 200
+    before = len(upstream.requests)
+    claims = jwt.decode(known, options={"verify_signature": False})
+    newer = claims | {
+        "jti": "not-seen-yet",
+        "databroker_record_version": claims["databroker_record_version"] + 1000,
+    }
+    key = base64.b64decode(stack.shared_secret)
+    unknown = jwt.encode(newer, key, algorithm="HS256")
+    answer = http1(world, host="app.localhost", lines=[f"Cookie: _pomerium={unknown}"])
+    assert answer.status == 503
+    away = http1(world, host="app.localhost")
+    assert away.status == 302
+    with stack.client() as client:
+        page = client.get(away.location, headers={"accept": "text/html"})
+        assert page.status_code == 503
+        assert "location" not in page.headers
+        # Signing out cannot be done, and says so instead of pretending.
+        leaving = client.get(stack.url("app.localhost", "/.pomerium/sign_out"))
+        client.cookies.set("_pomerium_authenticate", known, domain="authenticate.localhost")
+        assert client.get(leaving.headers["location"]).status_code in (302, 503)
+    assert len(upstream.requests) == before
+
+
+# -- too much
+
+
+def envoy_of(stack: Stack) -> int:
+    """The process id of the stack's Envoy."""
+    gatehouse = stack.processes["proxy"].process.pid
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            fields = (entry / "stat").read_text().rpartition(")")
+            if fields[2].split()[1] == str(gatehouse) and "envoy" in fields[0]:
+                return int(entry.name)
+    raise AssertionError("no Envoy")
+
+
+def memory_mib(pid: int) -> float:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    return (
+        struct.pack(">I", len(payload))[1:]
+        + bytes([kind, flags])
+        + struct.pack(">I", stream)
+        + payload
+    )
+
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0)
+HEADERS, RST_STREAM, CONTINUATION = 1, 3, 9
+END_STREAM, END_HEADERS = 1, 4
+
+
+def flood(world: World, pieces: Iterator[bytes], limit: int = 20_000) -> bool:
+    """Send until Envoy closes the connection; True if it did within `limit` pieces."""
+    with connected(world, "h2") as tls:
+        tls.settimeout(5)
+        try:
+            tls.sendall(PREFACE)
+            for _, piece in zip(range(limit), pieces, strict=False):
+                tls.sendall(piece)
+            while tls.recv(65536):
+                pass
+        except CLOSED:
+            return True
+        except TimeoutError:
+            return False
+    return True
+
+
+def block(extra: list[tuple[str, str]] | None = None) -> bytes:
+    encoder = hpack.Encoder()
+    return encoder.encode([*pseudo(), *(extra or [])], huffman=False)
+
+
+def cookie_bomb() -> Iterator[bytes]:
+    """One large cookie in the dynamic table, then a byte for each further copy of it."""
+    encoded = block([("cookie", "c" * 3900)] * 40_000)
+    parts = [encoded[start : start + 16_000] for start in range(0, len(encoded), 16_000)]
+    for number, part in enumerate(parts):
+        kind = HEADERS if number == 0 else CONTINUATION
+        last = END_HEADERS if number == len(parts) - 1 else 0
+        yield frame(kind, last | (END_STREAM if number == 0 else 0), 1, part)
+
+
+def continuations() -> Iterator[bytes]:
+    yield frame(HEADERS, END_STREAM, 1, block())
+    while True:
+        yield frame(CONTINUATION, 0, 1) * 100
+
+
+def large_continuations() -> Iterator[bytes]:
+    yield frame(HEADERS, END_STREAM, 1, block())
+    while True:
+        yield frame(CONTINUATION, 0, 1, b"\x00\x03x-a\x7f\x80\x3e" + b"v" * 16_000)
+
+
+def resets() -> Iterator[bytes]:
+    stream = 1
+    while True:
+        yield b"".join(
+            frame(HEADERS, END_STREAM | END_HEADERS, number, block())
+            + frame(RST_STREAM, 0, number, struct.pack(">I", 8))
+            for number in range(stream, stream + 200, 2)
+        )
+        stream += 200
+
+
+@pytest.mark.parametrize("pieces", [cookie_bomb, continuations, large_continuations, resets])
+def test_r55_floods_are_cut_off_and_others_are_served(
+    all_in_one: World, pieces: Callable[[], Iterator[bytes]]
+) -> None:
+    world = all_in_one
+    envoy = envoy_of(world.stack)
+    before = memory_mib(envoy)
+    assert flood(world, pieces())
+    assert http1(world, "/after").arrived["path"] == "/after"
+    assert memory_mib(envoy) - before < 64
+    assert envoy_of(world.stack) == envoy
+
+
+def test_r55_a_thousand_headers_and_large_ones_are_refused(all_in_one: World) -> None:
+    world = all_in_one
+    before = len(world.upstream.requests)
+    many = [f"X-A{number}: 1" for number in range(1001)]
+    large = ["X-A: " + "a" * 140_000]
+    for lines in (many, large):
+        assert http1(world, lines=lines).status == 431
+        fields = [(name.lower(), value) for name, value in (line.split(": ") for line in lines)]
+        assert http2(world, [*pseudo(), *fields]).status in (0, 431)
+    assert len(world.upstream.requests) == before
+
+
+@pytest.mark.parametrize("length", [300, 10_000, 100_000])
+def test_r56_long_hosts_lead_nowhere_and_envoy_lives(all_in_one: World, length: int) -> None:
+    world = all_in_one
+    envoy = envoy_of(world.stack)
+    before = len(world.upstream.requests)
+    host = "a" * length
+    assert 400 <= http1(world, host=host).status < 500
+    assert 400 <= http2(world, pseudo(host=host)).status < 500
+    assert len(world.upstream.requests) == before
+    assert envoy_of(world.stack) == envoy
+
+
+@dataclass
+class AnsweringWith:
+    """An upstream that answers every connection's first bytes with the same bytes."""
+
+    answer: bytes
+    received: list[bytes] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[int]:
+        listener = socket.create_server(("127.0.0.1", 0))
+        threads: list[threading.Thread] = []
+
+        def serve(connection: socket.socket) -> None:
+            with connection, contextlib.suppress(OSError):
+                connection.settimeout(5)
+                answered = False
+                while data := connection.recv(65536):
+                    self.received.append(data)
+                    if not answered:
+                        connection.sendall(self.answer)
+                        answered = True
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    thread = threading.Thread(target=serve, args=(listener.accept()[0],))
+                    threads.append(thread)
+                    thread.start()
+
+        accepting = threading.Thread(target=accept)
+        accepting.start()
+        try:
+            yield int(listener.getsockname()[1])
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+            accepting.join(5)
+            for thread in threads:
+                thread.join(6)
+
+
+UPGRADE = [
+    "Upgrade: websocket",
+    "Connection: Upgrade",
+    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+    "Sec-WebSocket-Version: 13",
+]
+
+
+def test_r53_r56_r58_upgrades_disconnects_and_slow_clients(
+    fresh_stack: Make, provider: str
+) -> None:
+    refusing = AnsweringWith(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nno")
+    with refusing.running() as refusing_port:
+        stack, upstream = fresh_stack(routes=[], extra={"timeout_read": "2s", "timeout_idle": "3s"})
+        stack.routes = [
+            {
+                "from": "https://public.localhost",
+                "to": upstream.url,
+                "allow_public_unauthenticated_access": True,
+            },
+            {
+                "from": "https://ws.localhost",
+                "to": f"http://127.0.0.1:{refusing_port}",
+                "allow_websockets": True,
+                "allow_public_unauthenticated_access": True,
+            },
+            {
+                "from": "https://app.localhost",
+                "to": f"http://127.0.0.1:{refusing_port}",
+                "allow_websockets": True,
+                "allow_any_authenticated_user": True,
+            },
+        ]
+        stack.write_config()
+        stack.start()
+        world = World(stack, upstream, provider)
+        envoy = envoy_of(stack)
+        # R53, CVE-2024-23326: an upgrade that the upstream answers with 200 is no tunnel.
+        smuggled = b"GET /smuggled HTTP/1.1\r\nHost: admin\r\n\r\n"
+        with connected(world, "http/1.1", "ws.localhost") as tls, contextlib.suppress(CLOSED[0]):
+            tls.sendall(_upgrade("ws.localhost"))
+            first = tls.recv(65536)
+            assert b"101" not in first.split(b"\r\n")[0]
+            with contextlib.suppress(*CLOSED):
+                tls.sendall(smuggled)
+                tls.recv(65536)
+        # R56: clients that leave while their upgrade is decided.
+        for _ in range(100):
+            with connected(world, "http/1.1", "ws.localhost") as tls:
+                tls.sendall(_upgrade("app.localhost"))
+                tls.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert http1(world).status == 200
+        assert envoy_of(stack) == envoy
+        assert not any(b"/smuggled" in data for data in refusing.received)
+        # R58: headers and bodies that never end, and connections nobody uses.
+        started = time.monotonic()
+        with connected(world, "http/1.1") as headers, connected(world, "http/1.1") as body:
+            headers.sendall(b"GET / HTTP/1.1\r\nHost: public.lo")
+            body.sendall(
+                b"POST / HTTP/1.1\r\nHost: public.localhost\r\nContent-Length: 9\r\n\r\nabc"
+            )
+            assert parse(headers.recv(65536)).status == 408
+            assert parse(body.recv(65536)).status == 408
+        with connected(world, "http/1.1") as idle:
+            idle.sendall(b"GET / HTTP/1.1\r\nHost: public.localhost\r\n\r\n")
+            assert idle.recv(65536).startswith(b"HTTP/1.1 200")
+            assert idle.recv(65536) == b""
+        assert time.monotonic() - started < 12
+        assert http1(world).status == 200
+
+
+def _upgrade(host: str) -> bytes:
+    return "\r\n".join(["GET /ws HTTP/1.1", f"Host: {host}", *UPGRADE, "", ""]).encode()
+
+
+# -- what is reachable at all
+
+
+def listening(pids: set[int]) -> tuple[set[tuple[str, int]], set[str]]:
+    """TCP addresses and Unix socket paths on which these processes listen."""
+    inodes = set()
+    for pid in pids:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                target = os.readlink(entry)
+                if target.startswith("socket:["):
+                    inodes.add(target[8:-1])
+    addresses = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            parts = line.split()
+            if parts[3] == "0A" and parts[9] in inodes:
+                raw, _, port = parts[1].rpartition(":")
+                host = socket.inet_ntoa(struct.pack("<I", int(raw, 16))) if len(raw) == 8 else raw
+                addresses.add((host, int(port, 16)))
+    paths = set()
+    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+        parts = line.split(maxsplit=7)
+        if len(parts) == 8 and parts[6] in inodes and parts[3] == "00010000":
+            paths.add(parts[7])
+    return addresses, paths
+
+
+def test_r59_r60_only_the_configured_addresses_are_listened_on(world: World) -> None:
+    """No admin, metrics or debug port in any mode; and the sockets inside are their owner's only."""
+    stack = world.stack
+    for name, process in stack.processes.items():
+        pids = {process.process.pid}
+        if name == "proxy":
+            pids.add(envoy_of(stack))
+        addresses, paths = listening(pids)
+        expected = {
+            ("127.0.0.1", stack.grpc_ports[name]),
+            ("127.0.0.1", stack.health_ports[name]),
+        }
+        if name == "proxy":
+            expected.add(("127.0.0.1", stack.port))
+        if stack.split and name == "authenticate":
+            expected.add(("127.0.0.1", stack.authenticate_port))
+        assert addresses <= expected, name
+        for path in paths:
+            directory = Path(path).parent
+            assert stat.S_IMODE(directory.stat().st_mode) == 0o700, path
+            assert stat.S_IMODE(Path(path).stat().st_mode) & 0o077 == 0, path
+        if name == "proxy":
+            assert paths
+
+
+def test_r11_r39_r47_grpc_ports_want_a_credential_for_every_method(world: World) -> None:
+    """Also with a path that has no leading slash, and with tokens of the wrong kind."""
+    handle = handle_of(world, ADA)
+    expired = jwt.encode({"exp": 1}, base64.b64decode(world.stack.shared_secret), "HS256")
+    services = {name: port for name, port in world.stack.grpc_ports.items()}
+    names = services if world.stack.split else {"proxy": services["proxy"]}
+    for name in names:
+        with grpc.insecure_channel(f"127.0.0.1:{services[name]}") as channel:
+            for method in (
+                "/databroker.DataBrokerService/Get",
+                "/databroker.DataBrokerService/Put",
+                "/databroker.DataBrokerService/NoSuch",
+                "/envoy.service.auth.v3.Authorization/Check",
+                "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+                "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources",
+                "databroker.DataBrokerService/Get",
+                "//databroker.DataBrokerService/Get",
+            ):
+                for metadata in ((), (("jwt", handle),), (("jwt", expired),), (("jwt", "x"),)):
+                    with pytest.raises(grpc.RpcError) as refused:
+                        channel.unary_unary(method)(b"", metadata=metadata, timeout=5)
+                    code = refused.value.code()
+                    assert code in (
+                        grpc.StatusCode.UNAUTHENTICATED,
+                        grpc.StatusCode.UNIMPLEMENTED,
+                        grpc.StatusCode.UNAVAILABLE,
+                    ), (name, method, code)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from grpc_health.v1.health import HealthServicer
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from tests.support.tls import Leaf
 from tests.support.traffic import DOMAIN
@@ -65,7 +67,7 @@ def _chat(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[
     context.set_trailing_metadata(TRAILERS)
 
 
-_METHODS = {
+_METHODS: dict[str, Any] = {
     "Unary": grpc.unary_unary_rpc_method_handler(_unary),
     "Refuse": grpc.unary_unary_rpc_method_handler(_refuse),
     "Sleep": grpc.unary_unary_rpc_method_handler(_sleep),
@@ -82,15 +84,16 @@ def method(name: str) -> str:
 
 
 @contextlib.contextmanager
-def grpc_upstream(leaf: Leaf | None = None, *more: Any) -> Iterator[int]:
-    """Serve on a port of its own, with TLS when there is a leaf. `more` are generic handlers."""
+def grpc_upstream(
+    leaf: Leaf | None = None, *, health: HealthServicer | None = None, name: str = ""
+) -> Iterator[int]:
+    """Serve on a port of its own, with TLS when there is a leaf. `Name` answers `name`."""
+    named = grpc.unary_unary_rpc_method_handler(lambda _request, _context: name.encode())
     server = grpc.server(ThreadPoolExecutor(8))
-    server.add_generic_rpc_handlers(
-        (
-            grpc.method_handlers_generic_handler(SERVICE, _METHODS),
-            *more,
-        )
-    )
+    methods = {**_METHODS, "Name": named}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+    if health is not None:
+        add_HealthServicer_to_server(health, server)
     if leaf is None:
         port = server.add_insecure_port("127.0.0.1:0")
     else:

@@ -145,6 +145,10 @@ class Server:
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
+    @property
+    def listening(self) -> bool:
+        return self._server is not None
+
     def kill(self) -> None:
         """Refuse new connections, reset those there are."""
 
@@ -205,7 +209,7 @@ class Application(Server):
         super().__init__(background, **options)
         self.seen: list[Seen] = []
         self.healthy = True  # what /health says; no `seen` entry
-        self.checks = 0
+        self.checks: list[Seen] = []
         self.failing = 0  # the status of everything else, if any
         self.sent = 0  # bytes of bodies that the socket took
         self.ended = 0  # answers that could be given to their end
@@ -214,7 +218,8 @@ class Application(Server):
         self.gate = asyncio.Event()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while head := await reader.readuntil(b"\r\n\r\n"):
+        while True:
+            head = await self._head(reader, writer)
             line, *rest = head.decode("latin-1").rstrip("\r\n").split("\r\n")
             method, target, version = line.split(" ")
             headers = [(name, value) for name, _, value in (each.partition(": ") for each in rest)]
@@ -227,7 +232,7 @@ class Application(Server):
                 client_names=self._client_names(writer),
             )
             if urlsplit(target).path == "/health":
-                self.checks += 1
+                self.checks.append(seen)
                 await self._plain(writer, 200 if self.healthy else 503, b"", [])
                 continue
             self.seen.append(seen)
@@ -239,6 +244,14 @@ class Application(Server):
                 self.cut += 1
                 raise
             self.ended += 1
+
+    async def _head(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        """A request's head. PING is answered with PONG, or with DOWN."""
+        start = await reader.readexactly(4)
+        while start == b"PING":
+            writer.write(b"PONG" if self.healthy else b"DOWN")
+            start = await reader.readexactly(4)
+        return start + await reader.readuntil(b"\r\n\r\n")
 
     async def _read_body(self, reader: asyncio.StreamReader, seen: Seen) -> None:
         length = int(seen.value("content-length") or 0)
@@ -400,4 +413,19 @@ class Farm:
 
     @property
     def counts(self) -> list[int]:
+        """How many requests each has seen."""
         return [len(member.seen) for member in self.members]
+
+    def recover(self) -> None:
+        """Everything as it was at the beginning."""
+        for member in self.members:
+            member.healthy = True
+            member.failing = 0
+            if not member.listening:
+                member.start()
+
+
+@contextlib.contextmanager
+def farm(background: Background, count: int) -> Iterator[Farm]:
+    with contextlib.ExitStack() as stack:
+        yield Farm([stack.enter_context(Application(background).running()) for _ in range(count)])

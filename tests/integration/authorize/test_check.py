@@ -193,7 +193,7 @@ async def test_a_stale_copy_is_confirmed_and_refused_when_it_cannot_be(
         async with running_authorize(tmp_path / "a", settings) as authorize:
             monkeypatch.setattr(authorize.service._replica, "staleness_s", lambda _now: 60.0)
             assert is_allowed(await authorize.check(signed_in()))
-            await authorize.service._connection.channel.close()
+            await authorize.service._databroker._channel.close()
             assert await authorize.code(signed_in()) is grpc.StatusCode.UNAVAILABLE
 
 

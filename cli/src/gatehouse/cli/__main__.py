@@ -1,4 +1,8 @@
-"""The command line: which subcommands there are and what they take."""
+"""The command line: which subcommands there are and what they take.
+
+Each command imports its own module when it runs: `serve` should not wait for the demo, nor
+`health` for the services.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,8 @@ from typing import Annotated
 
 import typer
 
-from gatehouse.cli import check as check_command
 from gatehouse.cli import demo as demo_package
-from gatehouse.cli import health as health_command
-from gatehouse.cli import serve as serve_command
-from gatehouse.cli.demo import run as demo_command
+from gatehouse.cli.config_reference import config_app
 
 app = typer.Typer(
     name="gatehouse",
@@ -56,6 +57,8 @@ def root(
     """Run the services when no subcommand is given, as `gatehouse serve` does."""
     assert not show_version
     if context.invoked_subcommand is None:
+        from gatehouse.cli import serve as serve_command
+
         raise typer.Exit(serve_command.serve(config, os.environ))
 
 
@@ -69,6 +72,8 @@ def serve(config: ConfigOption = None) -> None:
 
     Example:  SERVICES=authorize gatehouse serve --config /etc/gatehouse/config.yaml
     """
+    from gatehouse.cli import serve as serve_command
+
     raise typer.Exit(serve_command.serve(config, os.environ))
 
 
@@ -79,6 +84,8 @@ def check(config: ConfigOption = None) -> None:
     Every line names the file, the line, the key and what would be right. Errors: exit 2.
     Warnings alone: exit 0.
     """
+    from gatehouse.cli import check as check_command
+
     raise typer.Exit(check_command.check(config, os.environ))
 
 
@@ -99,11 +106,129 @@ def health(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print each check.")] = False,
 ) -> None:
     """Exit 0 when a running Gatehouse is healthy, 1 when it is not."""
+    from gatehouse.cli import health as health_command
+
     raise typer.Exit(
         health_command.health(
             address, grpc_address=grpc, service=service, exclude=exclude or [], verbose=verbose
         )
     )
+
+
+app.add_typer(config_app, name="config")
+
+
+@app.command()
+def explain(
+    route: Annotated[
+        str, typer.Option("--route", help="Its id, name, `from` URL, or number from 0.")
+    ],
+    config: ConfigOption = None,
+    user: Annotated[str, typer.Option("--user", help="User id.")] = "",
+    email: Annotated[str, typer.Option("--email", help="Email address.")] = "",
+    groups: Annotated[str, typer.Option("--groups", help="Directory groups: a,b")] = "",
+    claim: Annotated[
+        list[str] | None, typer.Option("--claims", help="name=value, repeatable; JSON or text.")
+    ] = None,
+    method: Annotated[str, typer.Option("--method", help="GET, POST, ...")] = "",
+    path: Annotated[str, typer.Option("--path", help="Request path.")] = "",
+    ip: Annotated[str, typer.Option("--ip", help="Client address.")] = "",
+    time: Annotated[str, typer.Option("--time", help="RFC 3339; else now.")] = "",
+    facts: Annotated[
+        str, typer.Option("--facts", help="Further facts as JSON: devices, headers, ...")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a route's policy decides about a request, why, and what would change it.
+
+    Without --user and --email nobody is signed in. The very code that decides requests decides
+    here.
+
+    Example:  gatehouse explain --config config.yaml --route https://wiki.example.com
+              --user u1 --email ada@example.com --path /admin
+    """
+    from gatehouse.cli import explain as explain_command
+    from gatehouse.common.policy.errors import PolicyError
+
+    try:
+        found = explain_command.facts_of(
+            user=user,
+            email=email,
+            groups=groups,
+            claims=claim or (),
+            method=method,
+            path=path,
+            ip=ip,
+            time=time,
+            facts=facts,
+        )
+    except PolicyError as error:
+        print(str(error), file=sys.stderr)
+        raise typer.Exit(2) from None
+    raise typer.Exit(
+        explain_command.explain(config, os.environ, route=route, facts=found, as_json=as_json)
+    )
+
+
+policy_app = typer.Typer(help="Policies, apart from any request.", no_args_is_help=True)
+app.add_typer(policy_app, name="policy")
+
+
+@policy_app.command("test")
+def policy_test(
+    file: Annotated[Path, typer.Argument(help="YAML: a policy and cases.")],
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Explain failures.")] = False,
+) -> None:
+    """Run a file of cases: facts in, expected outcome out. Exit 0 pass, 1 fail, 2 unusable.
+
+    Keep such files beside your policies and run them where you review changes; docs/policy.md
+    shows one.
+    """
+    from gatehouse.cli import policy_test as policy_test_command
+
+    raise typer.Exit(policy_test_command.policy_test(file, os.environ, verbose=verbose))
+
+
+account_app = typer.Typer(help="Service accounts: identities for programs.", no_args_is_help=True)
+app.add_typer(account_app, name="service-account")
+
+
+@account_app.command("create")
+def account_create(
+    user: Annotated[str, typer.Option("--user", help="The user id that policies see.")],
+    config: ConfigOption = None,
+    expires_in: Annotated[
+        str, typer.Option("--expires-in", help="How long, as 2160h; empty: for ever.")
+    ] = "2160h",
+    description: Annotated[str, typer.Option("--description", help="For people.")] = "",
+) -> None:
+    """Make one and print its token, alone, on standard output. It is shown only this once."""
+    from gatehouse.cli import service_account
+
+    raise typer.Exit(
+        service_account.create(
+            config, os.environ, user=user, expires_in=expires_in, description=description
+        )
+    )
+
+
+@account_app.command("list")
+def account_list(config: ConfigOption = None) -> None:
+    """List them, without tokens."""
+    from gatehouse.cli import service_account
+
+    raise typer.Exit(service_account.list_accounts(config, os.environ))
+
+
+@account_app.command("revoke")
+def account_revoke(
+    account: Annotated[str, typer.Argument(help="The id that `list` shows.")],
+    config: ConfigOption = None,
+) -> None:
+    """End one: its token is refused from now on, everywhere."""
+    from gatehouse.cli import service_account
+
+    raise typer.Exit(service_account.revoke(config, os.environ, account_id=account))
 
 
 demo_app = typer.Typer(help=demo_package.__doc__, no_args_is_help=True)
@@ -117,12 +242,16 @@ StateOption = Annotated[
 @demo_app.command("run")
 def demo_run(state: StateOption = Path(".demo")) -> None:
     """Start everything for a look around: four services, a provider, an application."""
+    from gatehouse.cli.demo import run as demo_command
+
     raise typer.Exit(demo_command.run(state, os.environ))
 
 
 @demo_app.command("smoke")
 def demo_smoke(state: StateOption = Path(".demo")) -> None:
     """Start the demo, sign in as a sample user without a browser, and print each step's result."""
+    from gatehouse.cli.demo import run as demo_command
+
     raise typer.Exit(demo_command.smoke(state, os.environ))
 
 

@@ -22,6 +22,7 @@ LEASE_S: Final = 30.0
 RENEW_S: Final = 10.0
 RETRY_S: Final = 3.0  # after the store could not answer
 PACE_S: Final = 0.5  # between taking two partitions, so that others starting now get some
+SEARCH_S: Final = 0.1  # after one that another holds, which is not asked for again for LEASE_S
 CENSUS_S: Final = 30.0
 PROBE_S: Final = 2.0  # how long a lease lives that is only taken to see whether it is free
 
@@ -91,6 +92,7 @@ class Shares:
     _slot_tries: int = 0
     _take_s: float = 0.0
     _candidate: int = 0
+    _refused_s: dict[str, float] = field(default_factory=dict)
     _census_s: float = 0.0
     _census: _Census | None = None
     _counts: tuple[int, ...] = ()  # the last two
@@ -224,9 +226,11 @@ class Shares:
             if (number := (self._candidate + step) % PARTITIONS) not in self._leaving
             and (name := _partition_name(number)) not in self._leases
             and name not in self._open
+            and self._refused_s.get(name, now_s) <= now_s
         ]
         if not free:
-            self._take_s = now_s + RENEW_S
+            later = [time_s for time_s in self._refused_s.values() if time_s > now_s]
+            self._take_s = min(later, default=now_s + RENEW_S)
             return []
         taken = free if self.alone else free[:1]
         self._candidate = taken[-1] + 1
@@ -238,6 +242,7 @@ class Shares:
     def _acquired(self, ask: Ask, granted: bool | None, now_s: float) -> None:
         is_member = ask.name not in _PARTITION_OF
         if granted:
+            self._refused_s.pop(ask.name, None)
             self._leases[ask.name] = _Lease(
                 ask.lease_id, ask.asked_s + LEASE_S, ask.asked_s + RENEW_S
             )
@@ -250,6 +255,9 @@ class Shares:
             self._slot_s = now_s + (RENEW_S if full_round else 0.1)
         elif granted is None:
             self._take_s = max(self._take_s, now_s + RETRY_S)
+        else:
+            self._refused_s[ask.name] = now_s + (RETRY_S if self.alone else LEASE_S)
+            self._take_s = now_s + SEARCH_S
 
     def _renewed(self, ask: Ask, granted: bool | None, now_s: float) -> None:
         lease = self._leases.get(ask.name)

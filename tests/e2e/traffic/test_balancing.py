@@ -1,0 +1,387 @@
+"""Several upstreams: who gets what share, who leaves rotation and who comes back."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from grpc_health.v1.health import HealthServicer
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+
+from tests.support.dns import DnsServer, Zone
+from tests.support.sign_in import sign_in
+from tests.support.traffic import DOMAIN, Product, Reply, eventually, https, together
+from tests.support.traffic_grpc import grpc_client, grpc_upstream, method
+from tests.support.traffic_upstreams import Application, Background, Farm, farm
+
+pytestmark = pytest.mark.e2e
+
+NAME = "farm.internal"
+QUICK: dict[str, Any] = {
+    "timeout": "1s",
+    "interval": "0.1s",
+    "no_traffic_interval": "0.1s",
+    "unhealthy_threshold": 1,
+    "healthy_threshold": 1,
+}
+HTTP_CHECK = {"http_health_check": {"path": "/health"}}
+PING, PONG = {"text": "50494E47"}, {"text": "504F4E47"}
+
+
+def checked(**check: Any) -> dict[str, Any]:
+    """A health check ten times a second, and no panic, so that each verdict can be seen."""
+    return {"health_checks": [{**QUICK, **check}], "healthy_panic_threshold": 0}
+
+
+OUTLIERS: dict[str, Any] = {
+    "outlier_detection": {
+        "consecutive_5xx": 3,
+        "interval": "0.1s",
+        "base_ejection_time": "0.8s",
+        "max_ejection_percent": 100,
+    },
+    "healthy_panic_threshold": 0,
+}
+
+
+@dataclass
+class World:
+    """The product and what it balances over."""
+
+    product: Product
+    steady: Farm  # its members stay as they are
+    fragile: Farm  # its members are hurt by tests
+    zone: Zone
+    named: Farm  # one port on several addresses, behind one name
+    checks: list[HealthServicer]  # of the gRPC upstreams
+
+    def share(self, host: str, count: int, of: Farm, path: str = "/") -> list[int]:
+        """Who got how many of `count` requests sent one after the other on one connection."""
+        of.clear()
+        with self.product.connection() as connection:
+            for _ in range(count):
+                assert connection.request(path, host=f"{host}.{DOMAIN}").status == 200
+        return of.counts
+
+    def statuses(self, host: str, count: int, path: str = "/") -> list[int]:
+        with self.product.connection() as connection:
+            return [connection.request(path, host=f"{host}.{DOMAIN}").status for _ in range(count)]
+
+    def healthy(self, host: str) -> int:
+        """How many members the cluster of a named route has in rotation."""
+        (value,) = self.product.stats(rf"cluster\.{host}\.membership_healthy").values()
+        return value
+
+    def wait_healthy(self, host: str, count: int) -> None:
+        eventually(lambda: self.healthy(host) == count)
+
+
+def routes(steady: Farm, fragile: Farm, port: int, grpc_ports: list[int]) -> list[dict[str, Any]]:
+    a, b, c = steady.urls
+    signed_in = {"allow_public_unauthenticated_access": False, "allow_any_authenticated_user": True}
+    limited = {"max_requests": 2}
+    table: Mapping[str, dict[str, Any]] = {
+        "plain": {"to": steady.urls},
+        "weights": {"to": [f"{a},1", f"{b},3", f"{c},6"]},
+        "random": {"to": [f"{a},3", f"{b},1"], "load_balancing_policy": "RANDOM"},
+        "least": {
+            "to": [a, b],
+            "lb_policy": "least_request",
+            "least_request_lb_config": {"choice_count": 16},
+        },
+        "ring": {"to": steady.urls, "load_balancing_policy": "RING_HASH"},
+        "maglev": {"to": steady.urls, "lb_policy": "MAGLEV"},
+        "ring-user": {"to": steady.urls, "load_balancing_policy": "RING_HASH", **signed_in},
+        "maglev-user": {"to": steady.urls, "load_balancing_policy": "MAGLEV", **signed_in},
+        "dns": {"to": f"http://{NAME}:{port}"},
+        "limited": {"to": a, "circuit_breaker_thresholds": limited},
+        # -- those whose members are hurt
+        "http": {"to": fragile.urls, **checked(**HTTP_CHECK)},
+        "http-host": {
+            "to": fragile.urls[0],
+            **checked(http_health_check={"path": "/health", "host": "probe.internal"}),
+        },
+        "http-status": {
+            "to": fragile.urls,
+            **checked(
+                http_health_check={
+                    "path": "/health",
+                    "expected_statuses": [{"start": 503, "end": 504}],
+                }
+            ),
+        },
+        "tcp": {"to": fragile.urls, **checked(tcp_health_check={"send": PING, "receive": [PONG]})},
+        "connect": {"to": fragile.urls, **checked(tcp_health_check={})},
+        "outlier": {"to": fragile.urls, **OUTLIERS},
+        "none": {"to": fragile.urls},
+        "panic": {"to": fragile.urls, **checked(**HTTP_CHECK), "healthy_panic_threshold": 50},
+        "calm": {"to": fragile.urls, **checked(**HTTP_CHECK), "healthy_panic_threshold": 20},
+        "grpc": {
+            "to": [f"h2c://127.0.0.1:{each}" for each in grpc_ports],
+            **checked(grpc_health_check={"service_name": "traffic"}),
+        },
+    }
+    return [https(host, name=host, **keys) for host, keys in table.items()]
+
+
+SETTINGS: dict[str, Any] = {"dns_lookup_family": "V4_ONLY", "dns_refresh_rate": "0.2s"}
+
+
+@pytest.fixture(scope="module")
+def world(product: Product, background: Background) -> Iterator[World]:
+    zone = Zone(ttl=1)
+    dns = DnsServer(zone)
+    checks = [HealthServicer(), HealthServicer()]
+    for check in checks:
+        check.set("traffic", HealthCheckResponse.SERVING)
+    with contextlib.ExitStack() as stack:
+        steady = stack.enter_context(farm(background, 3))
+        fragile = stack.enter_context(farm(background, 3))
+        first = stack.enter_context(Application(background).running())
+        others = [
+            stack.enter_context(
+                Application(background, address=f"127.0.0.{n}", port=first.port).running()
+            )
+            for n in (2, 3)
+        ]
+        named = Farm([first, *others])
+        zone.a[f"{NAME}."] = [member.address for member in named.members]
+        background.run(dns.start())
+        stack.callback(lambda: background.run(dns.stop()))
+        ports = [
+            stack.enter_context(grpc_upstream(health=check, name=str(index)))
+            for index, check in enumerate(checks)
+        ]
+        settings = {**SETTINGS, "dns_resolvers": [f"udp://127.0.0.1:{dns.port}"]}
+        made = routes(steady, fragile, first.port, ports)
+        with product.serving(made, **settings):
+            yield World(product, steady, fragile, zone, named, checks)
+
+
+@pytest.fixture
+def fragile(world: World) -> Iterator[Farm]:
+    """The farm to hurt; afterwards it is whole again, and known to be."""
+    yield world.fragile
+    world.fragile.recover()
+    for check in world.checks:
+        check.set("traffic", HealthCheckResponse.SERVING)
+    for host in ("http", "tcp", "connect", "outlier", "panic", "calm"):
+        world.wait_healthy(host, 3)
+
+
+def near(counts: list[int], expected: list[int], by: int) -> bool:
+    return all(abs(one - other) <= by for one, other in zip(counts, expected, strict=True))
+
+
+# -- shares
+
+
+def test_round_robin_takes_everyone_in_turn(world: World) -> None:
+    assert world.share("plain", 30, world.steady) == [10, 10, 10]
+
+
+def test_weights_are_kept(world: World) -> None:
+    counts = world.share("weights", 200, world.steady)
+    assert near(counts, [20, 60, 120], by=3), counts
+
+
+def test_random_keeps_weights_in_the_long_run(world: World) -> None:
+    counts = world.share("random", 300, world.steady)
+    assert counts[2] == 0
+    assert near(counts[:2], [225, 75], by=45), counts  # six standard deviations
+
+
+def test_least_request_avoids_the_busy_one(world: World) -> None:
+    world.steady.clear()
+    busy = world.product.connection()
+    with busy:
+        busy.send("/?delay=2", host=f"least.{DOMAIN}")
+        eventually(lambda: sum(world.steady.counts) == 1)
+        chosen = world.steady.counts.index(1)
+        assert world.share("least", 12, world.steady)[chosen] == 0
+        busy.answer().read()
+
+
+@pytest.mark.parametrize("host", ["ring", "maglev"])
+def test_a_client_without_a_session_sticks_by_its_address(world: World, host: str) -> None:
+    world.steady.clear()
+    for _ in range(12):
+        assert world.product.get(host).status == 200
+    assert sorted(world.steady.counts) == [0, 0, 12]
+
+
+def test_a_signed_in_user_sticks_by_session(world: World) -> None:
+    used: dict[str, set[str]] = {"ring-user": set(), "maglev-user": set()}
+    for index in range(12):
+        with world.product.browser(*used) as browser:
+            for host in used:
+                page = sign_in(browser, world.product.url(host), f"user{index}@example.com")[-1]
+                upstreams = {page.headers["x-upstream"]}
+                for _ in range(3):
+                    answer = browser.get(world.product.url(host))
+                    assert answer.status_code == 200
+                    upstreams.add(answer.headers["x-upstream"])
+                assert len(upstreams) == 1
+                used[host] |= upstreams
+    for host, found in used.items():
+        assert len(found) > 1, host
+
+
+def test_every_address_behind_a_name_is_used_as_long_as_it_is_there(world: World) -> None:
+    """The name is asked again when its time to live is over."""
+    name, host = f"{NAME}.", "dns"
+    addresses = list(world.zone.a[name])
+    assert world.share(host, 30, world.named) == [10, 10, 10]
+    seen = world.named.members[0].seen[-1]
+    assert seen.value("host") == f"{NAME}:{world.named.members[0].port}"
+    try:
+        world.zone.a[name] = addresses[1:]
+        eventually(lambda: world.share(host, 4, world.named)[0] == 0)
+        assert world.share(host, 30, world.named) == [0, 15, 15]
+    finally:
+        world.zone.a[name] = addresses
+    eventually(lambda: world.share(host, 6, world.named) == [2, 2, 2])
+
+
+# -- health
+
+
+def failing_then_back(world: World, host: str, member: Application, whole: Farm) -> None:
+    """`member` has left the rotation of `host`; once well again it comes back."""
+    world.wait_healthy(host, 2)
+    assert world.statuses(host, 20) == [200] * 20
+    whole.clear()
+    world.statuses(host, 20)
+    assert member.seen == []
+    whole.recover()
+    world.wait_healthy(host, 3)
+    assert min(world.share(host, 30, whole)) == 10
+
+
+@pytest.mark.parametrize("host", ["http", "tcp", "connect"])
+def test_a_killed_upstream_leaves_rotation_and_returns(
+    world: World, fragile: Farm, host: str
+) -> None:
+    assert world.share(host, 30, fragile) == [10, 10, 10]
+    victim = fragile.members[0]
+    victim.kill()
+    failing_then_back(world, host, victim, fragile)
+
+
+@pytest.mark.parametrize("host", ["http", "tcp"])
+def test_an_upstream_that_says_it_is_unwell_leaves_rotation(
+    world: World, fragile: Farm, host: str
+) -> None:
+    victim = fragile.members[1]
+    victim.healthy = False
+    failing_then_back(world, host, victim, fragile)
+
+
+def test_a_check_asks_as_it_is_told(world: World, fragile: Farm) -> None:
+    def hosts() -> set[str | None]:
+        return {each.value("host") for each in fragile.members[0].checks}
+
+    eventually(lambda: "probe.internal" in hosts())
+    sent = fragile.members[0].checks[-1]
+    assert sent.method == "GET"
+    assert [name for name, _ in sent.headers if "pomerium" in name.lower()] == []
+    # Only 503 counts as well here.
+    world.wait_healthy("http-status", 0)
+    fragile.members[2].healthy = False
+    world.wait_healthy("http-status", 1)
+    assert world.statuses("http-status", 5) == [200] * 5
+    assert {reply.value("x-upstream") for reply in gets(world, "http-status", 3)} == {
+        fragile.members[2].url
+    }
+
+
+def gets(world: World, host: str, count: int) -> list[Reply]:
+    return [world.product.get(host) for _ in range(count)]
+
+
+def test_grpc_upstreams_are_checked_over_grpc(world: World, fragile: Farm) -> None:
+    def names(count: int) -> set[str]:
+        with grpc_client(world.product.port, world.product.authority.path, "grpc") as channel:
+            call = channel.unary_unary(method("Name"))
+            return {call(b"", timeout=5).decode() for _ in range(count)}
+
+    world.wait_healthy("grpc", 2)
+    assert names(4) == {"0", "1"}
+    world.checks[0].set("traffic", HealthCheckResponse.NOT_SERVING)
+    world.wait_healthy("grpc", 1)
+    assert names(4) == {"1"}
+    world.checks[1].set("traffic", HealthCheckResponse.NOT_SERVING)
+    world.checks[0].set("traffic", HealthCheckResponse.SERVING)
+    eventually(lambda: names(1) == {"0"} if world.healthy("grpc") == 1 else False)
+
+
+def test_failing_answers_eject_an_upstream_for_a_while(world: World, fragile: Farm) -> None:
+    victim = fragile.members[2]
+    victim.failing = 500
+    statuses = world.statuses("outlier", 9)
+    assert statuses.count(500) == 3
+    world.wait_healthy("outlier", 2)
+    assert world.statuses("outlier", 12) == [200] * 12
+    victim.failing = 0
+    world.wait_healthy("outlier", 3)
+    assert world.share("outlier", 30, fragile) == [10, 10, 10]
+
+
+def test_a_killed_upstream_is_ejected_too(world: World, fragile: Farm) -> None:
+    fragile.members[0].kill()
+    statuses = world.statuses("outlier", 9)
+    assert 0 < statuses.count(503) <= 3
+    eventually(lambda: world.statuses("outlier", 6) == [200] * 6)
+
+
+def test_without_checks_nobody_leaves_rotation(world: World, fragile: Farm) -> None:
+    fragile.members[0].failing = 500
+    assert world.statuses("none", 30).count(500) == 10
+
+
+def test_panic_spreads_requests_over_all(world: World, fragile: Farm) -> None:
+    """Below the threshold unhealthy members are used as well, above it they are not."""
+    for member in fragile.members[1:]:
+        member.healthy = False
+    for host in ("panic", "calm", "http"):
+        world.wait_healthy(host, 1)
+    assert world.share("panic", 30, fragile) == [10, 10, 10]
+    assert world.share("calm", 30, fragile) == [30, 0, 0]
+    fragile.members[0].healthy = False
+    for host in ("panic", "calm", "http"):
+        world.wait_healthy(host, 0)
+    assert min(world.share("calm", 30, fragile)) == 10
+    fragile.clear()
+    assert world.statuses("http", 3) == [503] * 3
+    assert fragile.counts == [0, 0, 0]
+
+
+# -- circuit breakers
+
+
+def crowd(world: World, host: str, count: int) -> list[int]:
+    """Statuses of requests that are in flight together."""
+    calls = [lambda: world.product.get(host, "/?delay=0.7").status for _ in range(count)]
+    return sorted(together(calls))
+
+
+def test_too_many_requests_at_once_are_refused(world: World) -> None:
+    statuses = crowd(world, "limited", 8)
+    assert set(statuses) == {200, 503}
+    assert 2 <= statuses.count(200) <= 3  # two workers may each see room for the last one
+    assert world.statuses("limited", 3) == [200] * 3
+
+
+def test_a_routes_limit_beats_the_global_one(world: World) -> None:
+    up = world.steady.urls[0]
+    own = https("own", to=up, circuit_breaker_thresholds={"max_requests": 100})
+    partly = https("partly", to=up, circuit_breaker_thresholds={"max_connections": 100})
+    world.product.reload(
+        [own, partly, https("global", to=up)], circuit_breaker_thresholds={"max_requests": 2}
+    )
+    assert crowd(world, "own", 8) == [200] * 8
+    for host in ("partly", "global"):
+        assert set(crowd(world, host, 8)) == {200, 503}, host
