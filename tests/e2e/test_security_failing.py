@@ -1,4 +1,4 @@
-"""What fails, is slow, or is too much: nothing passes undecided, and others are served meanwhile."""
+"""What fails, is slow, or is too much: nothing passes undecided, and others are served."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import hpack
@@ -90,8 +90,17 @@ def fake_authorize(port: int) -> Iterator[FakeAuthorize]:
 def proxy_alone(make: Make, provider: str) -> Iterator[World]:
     """A split proxy whose authorize is at `grpc_ports["authorize"]`, whoever that is."""
     stack, upstream = make(split=True, environment={"GRPC_CLIENT_TIMEOUT": "1s"})
-    stack.spawn("proxy").wait_ready()
-    yield World(stack, upstream, provider)
+    world = World(stack, upstream, provider)
+    stack.spawn("proxy")
+    wait_for(lambda: _answers(world), 40.0)
+    yield world
+
+
+def _answers(world: World) -> bool:
+    try:
+        return http1(world, "/ping").status == 200
+    except OSError:
+        return False
 
 
 def allow(**headers: str) -> Any:
@@ -163,7 +172,7 @@ class BadListener:
         self._held: list[socket.socket] = []
         self._thread = threading.Thread(target=self._run)
 
-    def __enter__(self) -> BadListener:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -344,7 +353,11 @@ def test_r55_floods_are_cut_off_and_others_are_served(
     world = all_in_one
     envoy = envoy_of(world.stack)
     before = memory_mib(envoy)
-    assert flood(world, pieces())
+    requests = len(world.upstream.requests)
+    closed = flood(world, pieces())
+    assert closed or pieces is cookie_bomb  # whose one stream is refused
+    if pieces is not resets:
+        assert len(world.upstream.requests) == requests
     assert http1(world, "/after").arrived["path"] == "/after"
     assert memory_mib(envoy) - before < 64
     assert envoy_of(world.stack) == envoy
@@ -499,7 +512,7 @@ def listening(pids: set[int]) -> tuple[set[tuple[str, int]], set[str]]:
     for pid in pids:
         for entry in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):
-                target = os.readlink(entry)
+                target = str(entry.readlink())
                 if target.startswith("socket:["):
                     inodes.add(target[8:-1])
     addresses = set()
@@ -508,6 +521,7 @@ def listening(pids: set[int]) -> tuple[set[tuple[str, int]], set[str]]:
             parts = line.split()
             if parts[3] == "0A" and parts[9] in inodes:
                 raw, _, port = parts[1].rpartition(":")
+                raw = raw.removeprefix("0000000000000000FFFF0000")  # IPv4-mapped
                 host = socket.inet_ntoa(struct.pack("<I", int(raw, 16))) if len(raw) == 8 else raw
                 addresses.add((host, int(port, 16)))
     paths = set()
@@ -519,7 +533,7 @@ def listening(pids: set[int]) -> tuple[set[tuple[str, int]], set[str]]:
 
 
 def test_r59_r60_only_the_configured_addresses_are_listened_on(world: World) -> None:
-    """No admin, metrics or debug port in any mode; and the sockets inside are their owner's only."""
+    """No admin, metrics or debug port in any mode; the sockets inside are their owner's only."""
     stack = world.stack
     for name, process in stack.processes.items():
         pids = {process.process.pid}
@@ -547,7 +561,7 @@ def test_r11_r39_r47_grpc_ports_want_a_credential_for_every_method(world: World)
     """Also with a path that has no leading slash, and with tokens of the wrong kind."""
     handle = handle_of(world, ADA)
     expired = jwt.encode({"exp": 1}, base64.b64decode(world.stack.shared_secret), "HS256")
-    services = {name: port for name, port in world.stack.grpc_ports.items()}
+    services = world.stack.grpc_ports
     names = services if world.stack.split else {"proxy": services["proxy"]}
     for name in names:
         with grpc.insecure_channel(f"127.0.0.1:{services[name]}") as channel:
@@ -562,8 +576,9 @@ def test_r11_r39_r47_grpc_ports_want_a_credential_for_every_method(world: World)
                 "//databroker.DataBrokerService/Get",
             ):
                 for metadata in ((), (("jwt", handle),), (("jwt", expired),), (("jwt", "x"),)):
+                    call: Any = channel.unary_unary(method)
                     with pytest.raises(grpc.RpcError) as refused:
-                        channel.unary_unary(method)(b"", metadata=metadata, timeout=5)
+                        call(b"", metadata=metadata, timeout=5)
                     code = refused.value.code()
                     assert code in (
                         grpc.StatusCode.UNAUTHENTICATED,

@@ -12,12 +12,15 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from gatehouse.common.errors import FailedPreconditionError, UnauthenticatedError
+from gatehouse.common.jose.hs256 import encode_hs256
 from gatehouse.common.rpc.credentials import (
     JWT_KEY,
     SERVICE_JWT_KEY,
     SERVICE_JWT_TYPE,
+    VERIFIED_KEPT,
     Caller,
     ServiceCredentials,
+    VerifiedTokens,
     verify_call,
 )
 from tests.support.clock import FakeClock
@@ -268,3 +271,29 @@ def test_the_log_text_holds_no_token() -> None:
         verify((JWT_KEY, token))
     assert token not in str(caught.value)
     assert token.split(".")[2] not in str(caught.value)
+
+
+def test_r39_a_remembered_token_still_expires_and_dies_with_its_secret():
+    remembered = VerifiedTokens()
+    key, other = b"k" * 32, b"o" * 32
+    token = encode_hs256({"exp": 2_000}, key)
+    metadata = (("jwt", token),)
+    for _ in range(2):
+        assert verify_call(metadata, (key,), "databroker", 1_999.0, remembered).subject is None
+    with pytest.raises(UnauthenticatedError):
+        verify_call(metadata, (key,), "databroker", 2_000.0, remembered)
+    with pytest.raises(UnauthenticatedError):
+        verify_call(metadata, (other,), "databroker", 1_000.0, remembered)
+    assert verify_call(metadata, (other, key), "databroker", 1_000.0, remembered).subject is None
+    forged = token[:-4] + ("AAAA" if not token.endswith("AAAA") else "BBBB")
+    with pytest.raises(UnauthenticatedError):
+        verify_call((("jwt", forged),), (key,), "databroker", 1_000.0, remembered)
+
+
+def test_remembered_tokens_are_bounded():
+    remembered = VerifiedTokens()
+    key = b"k" * 32
+    for number in range(VERIFIED_KEPT + 10):
+        token = encode_hs256({"exp": 10_000 + number}, key)
+        verify_call((("jwt", token),), (key,), "databroker", 1.0, remembered)
+    assert len(remembered._claims) <= VERIFIED_KEPT

@@ -25,6 +25,10 @@ SERVICE_JWT_KEY: Final = "gatehouse-jwt"
 JWT_TYPE: Final = "JWT"
 SERVICE_JWT_TYPE: Final = "gatehouse-service+jwt"
 LIFETIME_S: Final = 3600
+VERIFIED_KEPT: Final = 1024
+
+_PLAIN_CLAIMS: Final = frozenset({"exp"})
+_SERVICE_CLAIMS: Final = frozenset({"aud", "sub", "exp"})
 
 Secrets = Callable[[], tuple[bytes, ...]]
 Metadata = tuple[tuple[str, str], ...]
@@ -92,11 +96,40 @@ class ServiceCredentials:
         return int(self._clock.now_s()) + LIFETIME_S
 
 
+class VerifiedTokens:
+    """Claims of tokens whose signature and form were found good, by the whole token.
+
+    Callers send the same token for as long as it lives (Envoy for half an hour), and verifying one
+    costs more than all else in front of a handler. Expiry is judged at every use, and a change of
+    the secrets forgets everything. Bounded.
+    """
+
+    __slots__ = ("_claims", "_secrets")
+
+    def __init__(self) -> None:
+        self._claims: dict[tuple[str, str], dict[str, Any]] = {}
+        self._secrets: tuple[bytes, ...] = ()
+
+    def find(self, token: str, typ: str, secrets: Sequence[bytes]) -> dict[str, Any] | None:
+        """What was kept for this token under these secrets."""
+        if self._secrets != tuple(secrets):
+            self._claims.clear()
+            self._secrets = tuple(secrets)
+        return self._claims.get((token, typ))
+
+    def keep(self, token: str, typ: str, claims: dict[str, Any]) -> None:
+        """Remember good claims."""
+        if len(self._claims) >= VERIFIED_KEPT:
+            self._claims.clear()
+        self._claims[token, typ] = claims
+
+
 def verify_call(
     metadata: Iterable[tuple[str, str | bytes]],
     secrets: Sequence[bytes],
     audience: str | Collection[str],
     now_s: float,
+    verified: VerifiedTokens | None = None,
 ) -> Caller:
     """The caller behind a call's metadata; any of `secrets` may have signed.
 
@@ -114,10 +147,10 @@ def verify_call(
         raise UnauthenticatedError("unauthenticated", reason="no-credential")
     if not secrets or not all(secrets):
         raise UnauthenticatedError("invalid JWT", reason="no-shared-secret")
-    _claims(plain, secrets, JWT_TYPE, frozenset({"exp"}), now_s)
+    _claims(plain, secrets, JWT_TYPE, _PLAIN_CLAIMS, now_s, verified)
     if not service:
         return Caller(subject=None)
-    claims = _claims(service, secrets, SERVICE_JWT_TYPE, frozenset({"aud", "sub", "exp"}), now_s)
+    claims = _claims(service, secrets, SERVICE_JWT_TYPE, _SERVICE_CLAIMS, now_s, verified)
     audiences = (audience,) if isinstance(audience, str) else tuple(audience)
     subject = claims["sub"]
     if claims["aud"] not in audiences:
@@ -133,12 +166,32 @@ def _claims(
     typ: str,
     names: frozenset[str],
     now_s: float,
+    verified: VerifiedTokens | None,
 ) -> dict[str, Any]:
     """The claims of the one token in `values`: exactly `names`, not expired."""
     if len(values) != 1 or not isinstance(values[0], str):
         raise _invalid("more than one token, or a binary one", "bad-credential")
+    token = values[0]
+    claims = verified.find(token, typ, secrets) if verified is not None else None
+    if claims is None:
+        claims = _decoded(token, secrets, typ, names)
+        if verified is not None:
+            verified.keep(token, typ, claims)
+    expires_at = claims["exp"]
+    if now_s >= expires_at:
+        raise _invalid(
+            f"expired {now_s - expires_at:.0f} s ago; if this lasts, compare the clocks of caller "
+            "and called machine",
+            "expired",
+        )
+    return claims
+
+
+def _decoded(
+    token: str, secrets: Sequence[bytes], typ: str, names: frozenset[str]
+) -> dict[str, Any]:
     try:
-        claims = decode_hs256(values[0], secrets, typ=typ)
+        claims = decode_hs256(token, secrets, typ=typ)
     except InvalidTokenError as error:
         raise _invalid(str(error), "bad-credential") from error
     if claims.keys() != names:
@@ -151,12 +204,6 @@ def _claims(
         or not math.isfinite(expires_at)
     ):
         raise _invalid("exp is not a number of seconds", "bad-claims")
-    if now_s >= expires_at:
-        raise _invalid(
-            f"expired {now_s - expires_at:.0f} s ago; if this lasts, compare the clocks of caller "
-            "and called machine",
-            "expired",
-        )
     return claims
 
 

@@ -20,7 +20,7 @@ from gatehouse.common.clock import Clock
 from gatehouse.common.errors import GatehouseError, UnauthenticatedError, UnavailableError
 from gatehouse.common.observability.logging import get_logger
 from gatehouse.common.rpc import allow_list
-from gatehouse.common.rpc.credentials import Secrets, verify_call
+from gatehouse.common.rpc.credentials import Secrets, VerifiedTokens, verify_call
 from gatehouse.common.rpc.status import to_grpc, trailing_metadata
 
 HEALTH_SERVICE: Final = "grpc.health.v1.Health"
@@ -33,6 +33,7 @@ _AUDIENCES: Final = {
 }
 _ANY_AUDIENCE: Final = ("databroker", "authorize")
 _REFUSAL_LOG_INTERVAL_S: Final = 10.0
+WRAPPED_KEPT: Final = 512
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -46,6 +47,8 @@ class Guard(grpc.aio.ServerInterceptor):
     def __init__(self, secrets: Secrets, clock: Clock) -> None:
         self._secrets = secrets
         self._clock = clock
+        self._verified = VerifiedTokens()
+        self._wrapped: dict[tuple[str, str | None], tuple[Handler, Handler]] = {}
         self._streams: set[asyncio.Task[Any]] = set()
         self._draining = False
         self._next_refusal_log_s = 0.0
@@ -87,6 +90,7 @@ class Guard(grpc.aio.ServerInterceptor):
                 self._secrets(),
                 _AUDIENCES.get(package, _ANY_AUDIENCE),
                 self._clock.now_s(),
+                self._verified,
             )
             if caller.subject is not None:
                 allow_list.check_method(caller.subject, method)
@@ -103,7 +107,19 @@ class Guard(grpc.aio.ServerInterceptor):
             level("call refused", method=method[:256], reason=error.reason, error=str(error))
 
     def _wrap(self, handler: Handler, method: str, subject: str | None) -> Handler:
-        """The same kind of handler around a guarded behaviour."""
+        """The same kind of handler around a guarded behaviour.
+
+        Made once for each method and caller; subjects are few, those of the allow-list.
+        """
+        made = self._wrapped.get((method, subject))
+        if made is not None and made[0] is handler:
+            return made[1]
+        wrapped = self._guarded(handler, method, subject)
+        if len(self._wrapped) < WRAPPED_KEPT:
+            self._wrapped[method, subject] = (handler, wrapped)
+        return wrapped
+
+    def _guarded(self, handler: Handler, method: str, subject: str | None) -> Handler:
         if handler.response_streaming:
             inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
             assert inner is not None
@@ -122,8 +138,8 @@ class Guard(grpc.aio.ServerInterceptor):
                 else grpc.unary_unary_rpc_method_handler
             )
             guarded = self._guard_unary(inner, method, subject)
-        wrapped: Handler = make(guarded, handler.request_deserializer, handler.response_serializer)
-        return wrapped
+        made: Handler = make(guarded, handler.request_deserializer, handler.response_serializer)
+        return made
 
     def _guard_unary(self, inner: Any, method: str, subject: str | None) -> Any:
         async def unary(request: Any, context: Context) -> Any:
