@@ -22,7 +22,7 @@ from tests.bench.bench_check import build
 from tests.support.check import SECRET, CheckResponse
 
 
-class Trivial(external_auth_pb2_grpc.AuthorizationServicer):
+class Trivial(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[misc]
     def __init__(self, response: Any) -> None:
         self._response = response
 

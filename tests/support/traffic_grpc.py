@@ -88,7 +88,7 @@ def grpc_upstream(
     leaf: Leaf | None = None, *, health: HealthServicer | None = None, name: str = ""
 ) -> Iterator[int]:
     """Serve on a port of its own, with TLS when there is a leaf. `Name` answers `name`."""
-    named = grpc.unary_unary_rpc_method_handler(lambda _request, _context: name.encode())
+    named: Any = grpc.unary_unary_rpc_method_handler(lambda _request, _context: name.encode())
     server = grpc.server(ThreadPoolExecutor(8))
     methods = {**_METHODS, "Name": named}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))

@@ -19,6 +19,8 @@ from typing import Any, Final
 
 import yaml
 
+from gatehouse.common.config.numerals import fraction, whole
+
 Path = tuple[str | int, ...]
 
 FORMATS: Final = ("yaml", "yml", "json", "toml", "env")
@@ -49,6 +51,7 @@ class Document:
     data: dict[str, Any]
     lines: dict[Path, int] = field(default_factory=dict)
     problems: list[tuple[Path, int, str, str]] = field(default_factory=list)  # message, fix
+    lowered: dict[Path, str] = field(default_factory=dict)  # keys as written, where case was lost
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -117,6 +120,7 @@ class _YAMLReader:
     def __init__(self, *, lower_keys: bool, max_nodes: int) -> None:
         self.lines: dict[Path, int] = {}
         self.problems: list[tuple[Path, int, str, str]] = []
+        self.lowered: dict[Path, str] = {}
         self.value: Any = None
         self._lower = lower_keys
         self._max_nodes = max_nodes
@@ -166,6 +170,8 @@ class _YAMLReader:
                     (here, line, f"given twice, first on line {first}", "keep one of them")
                 )
                 continue
+            if key != key_node.value:
+                self.lowered.setdefault(here, key_node.value)
             self.lines.setdefault(here, line)
             own[key] = self.read(value_node, here)
         # After the map's own keys, so that these keep their values and lines.
@@ -197,9 +203,9 @@ class _YAMLReader:
                 case "bool":
                     return text.lower() == "true"
                 case "int":
-                    return int(text.replace("_", ""), 0)
+                    return whole(int(text.replace("_", ""), 0), text)
                 case "float":
-                    return float(text)
+                    return fraction(text)
                 case "binary":
                     return base64.b64decode(text, validate=False).decode()
                 case "str" | "timestamp" | "merge":
@@ -236,7 +242,7 @@ def _parse_yaml(text: str, *, lower_keys: bool, max_nodes: int) -> Document:
         return Document({}, reader.lines, reader.problems)
     if not isinstance(reader.value, dict):
         raise DocumentError("the file is not a map of keys to values", 1)
-    return Document(reader.value, reader.lines, reader.problems)
+    return Document(reader.value, reader.lines, reader.problems, reader.lowered)
 
 
 class _JSONReader:
@@ -248,7 +254,9 @@ class _JSONReader:
         self._text = text
         self._lower = lower_keys
         self._starts = [match.start() for match in re.finditer(r"\n", text)]
-        self._scalars = json.JSONDecoder(parse_constant=self._constant)
+        self._scalars = json.JSONDecoder(
+            parse_constant=self._constant, parse_float=fraction
+        )
         self._document = Document({})
 
     def document(self) -> Document:
@@ -314,6 +322,8 @@ class _JSONReader:
                     (here, line, f"given twice, first on line {first}", "keep one of them")
                 )
             else:
+                if key != name:
+                    self._document.lowered[here] = name
                 self._document.lines[here] = line
                 out[key] = value
             position = self._skip(position)
@@ -349,7 +359,7 @@ _TOML_KEY: Final = re.compile(r"""\s*((?:[A-Za-z0-9_\-.]+|"[^"]*"|'[^']*'|\s*\.\
 
 def _parse_toml(text: str, *, lower_keys: bool) -> Document:
     try:
-        data = tomllib.loads(text)
+        data = tomllib.loads(text, parse_float=fraction)
     except tomllib.TOMLDecodeError as error:
         found = re.search(r"at line (\d+)", str(error))
         reason = re.sub(r" \(at .*\)$", "", str(error))
@@ -371,6 +381,8 @@ def _plain_toml(value: Any, path: Path, document: Document, *, lower: bool) -> A
             key = name.lower() if lower else name
             if key in out:
                 document.problems.append(((*path, key), 1, "given twice", "keep one of them"))
+            if key != name:
+                document.lowered[(*path, key)] = name
             out[key] = _plain_toml(item, (*path, key), document, lower=lower)
         return out
     if isinstance(value, list):

@@ -71,7 +71,7 @@ OLDER: Final[Mapping[str, str]] = {
 }
 API_ONLY: Final = frozenset(
     {"primary_color", "secondary_color", "darkmode_primary_color", "darkmode_secondary_color"}
-    | {"logo_url", "favicon_url", "error_message_first_paragraph", "jwt_groups_filter"}
+    | {"logo_url", "favicon_url", "error_message_first_paragraph"}
     | {"http3_advertise_port", "directory_provider"}
 )
 

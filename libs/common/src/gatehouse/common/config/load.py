@@ -28,14 +28,14 @@ from gatehouse.common.config.documents import (
 )
 from gatehouse.common.config.issues import ConfigError, Issue, Severity
 from gatehouse.common.config.model import RUNTIME_FLAGS, DownstreamMTLS, Route, Settings
-from gatehouse.common.config.values import ENVIRON, decode_base64
+from gatehouse.common.config.values import ENVIRON, decode_base64, shorten
 
 KeyPath = tuple[str | int, ...]
 
 ENVIRONMENT: Final = "environment"
 ALL_KEYS: Final = "`gatehouse config defaults` prints all keys"
 MAX_FILE_BYTES: Final = 64 << 20
-_STRUCTURES: Final = frozenset({"downstream_mtls", "runtime_flags"})
+_CLAIMS: Final = "allowed_idp_claims"
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +206,7 @@ class _Loader:
                 Issue(Severity.ERROR, format_path(where) or "(top)", message, fix, str(path), line)
             )
         self._raw = document.data
+        self._lowered(document.lowered)
         self._nest_dotted()
         self._removed()
         self._aliases()
@@ -246,6 +247,17 @@ class _Loader:
         except DocumentError as error:
             fail(f"failed to read config: {error}", "", error.line)
             return None
+
+    def _lowered(self, written: Mapping[KeyPath, str]) -> None:
+        """Claims whose name lost its capital letters with those of the keys."""
+        for path, name in written.items():
+            if path[0] not in {"policy", "routes"}:
+                continue
+            key = str(path[-1])
+            if key.startswith("claim/"):
+                self._warn(path, *_lost_capitals(key, name))
+            elif _CLAIMS in path[:-1]:
+                self._warn(path, *_lost_capitals(f"{_CLAIMS}.{key}", name))
 
     def _nest_dotted(self) -> None:
         """`a.b: x` at the top means `a: {b: x}`."""
@@ -525,6 +537,15 @@ class _Loader:
                     "unknown runtime flag",
                     f"did you mean {guess}?" if guess else f"one of {', '.join(RUNTIME_FLAGS)}",
                 )
+
+
+def _lost_capitals(read: str, written: str) -> tuple[str, str]:
+    return (
+        f"keys of a file are read in lower case: {shorten(written)} becomes {read}, which is not "
+        "the claim that was meant",
+        "a claim in lower case, or the routes in the environment variable ROUTES, where keys keep "
+        "their letters",
+    )
 
 
 def _structure(key: str, text: str) -> Any:

@@ -259,6 +259,9 @@ class Settings(Model):
     jwt_issuer_format: Annotated[JWTIssuerFormat, EnumOf("Issuer")] = Field(
         JWTIssuerFormat.HOST_ONLY, description="form of iss in the assertion"
     )
+    jwt_groups_filter: TextList = Field(
+        (), description="ids of directory groups told in the assertion, with those of the route"
+    )
 
     # Cookies
     cookie_name: Text = Field("_pomerium", description="name of the session cookie")

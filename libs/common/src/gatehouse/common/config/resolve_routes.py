@@ -15,7 +15,7 @@ from typing import Any, Final
 from gatehouse.common.config.inputs import Inputs
 from gatehouse.common.config.issues import Severity
 from gatehouse.common.config.load import KeyPath
-from gatehouse.common.config.model import Route, Settings
+from gatehouse.common.config.model import MTLSEnforcement, Route, Settings
 from gatehouse.common.config.resolved import (
     CertificatePair,
     FromURL,
@@ -37,7 +37,12 @@ from gatehouse.common.config.unavailable import MESSAGE, unavailable_in_route
 from gatehouse.common.jose.keys import SigningKey
 from gatehouse.common.policy.ast import Policy, Rule, canonical
 from gatehouse.common.policy.errors import PolicyError
-from gatehouse.common.policy.legacy import SubPolicy, route_policy
+from gatehouse.common.policy.hazards import hazards
+from gatehouse.common.policy.legacy import (
+    SubPolicy,
+    route_policy,
+    with_client_certificate_rule,
+)
 from gatehouse.common.policy.parser import parse_policy
 from gatehouse.common.session.idp_id import idp_id
 
@@ -48,6 +53,7 @@ _PATH_KEYS: Final = ("path", "prefix", "regex")
 _DECISION_KEYS: Final = (
     *("cookie_name", "authenticate_service_url", "bearer_token_format", "identity_providers"),
     *("idp_access_token_allowed_audiences", "jwt_claims_headers", "jwt_issuer_format"),
+    "jwt_groups_filter",
     *("pass_identity_headers", "runtime_flags", "idp_provider", "idp_provider_url"),
     *("idp_client_id",),
 )
@@ -143,15 +149,37 @@ class RouteResolver:
         for name, fix in unavailable_in_route(route, from_url):
             error((name,), MESSAGE, fix)
         policy = self._policy(route, error)
-        if policy is not None and not any(_lets_in(rule) for rule in policy.rules):
+        if policy is not None:
+            self._doubts(path, route, policy)
+        if not sound or from_url is None or policy is None:
+            return None
+        return self._with_files(path, route, index, decision, from_url, tuple(upstreams), policy)
+
+    def _doubts(self, path: KeyPath, route: Route, policy: Policy) -> None:
+        """Warn of what the policy says and probably was not meant."""
+        for_nobody = not any(_lets_in(rule) for rule in policy.rules)
+        if for_nobody:
             self.inputs.warn(
                 (*path, "from"),
                 "nobody may use this route: every request is refused",
                 "policy, allow_any_authenticated_user or allow_public_unauthenticated_access",
             )
-        if not sound or from_url is None or policy is None:
-            return None
-        return self._with_files(path, route, index, decision, from_url, tuple(upstreams), policy)
+        whole = with_client_certificate_rule(policy) if self._asks_for_certificates else policy
+        for hazard in hazards(whole):
+            if hazard.path:
+                self.inputs.warn((*path, "policy", *hazard.path), hazard.message, hazard.fix)
+            elif not for_nobody:  # which says it all
+                key = "allowed_idp_claims" if route.allowed_idp_claims else "from"
+                self.inputs.warn((*path, key), hazard.message, hazard.fix)
+
+    @property
+    def _asks_for_certificates(self) -> bool:
+        """True when authorize adds the default rule on client certificates to every route."""
+        routes = self.settings.all_routes
+        return self.settings.downstream_mtls.enforcement is not MTLSEnforcement.POLICY and (
+            self.downstream_mtls[0] is not None
+            or any(r.tls_downstream_client_ca or r.tls_downstream_client_ca_file for r in routes)
+        )
 
     def _policy(self, route: Route, error: Any) -> Policy | None:
         embedded: Policy | None = None

@@ -494,6 +494,9 @@ class Route(Model):
     jwt_issuer_format: Annotated[JWTIssuerFormat, EnumOf("Issuer")] | None = Field(
         None, description="form of iss in the assertion"
     )
+    jwt_groups_filter: TextList = Field(
+        (), description="further ids of directory groups told in the assertion"
+    )
     depends_on: TextList = Field((), description="hosts signed in together with this one")
     show_error_details: Flag = Field(default=False, description="explain refusals on the page")
 

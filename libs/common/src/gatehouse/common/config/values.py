@@ -27,6 +27,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, core_schema
 
+from gatehouse.common.config.numerals import text_of
+
 ENVIRON: Final = "environ"  # validation context key: Mapping[str, str]
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -79,7 +81,7 @@ def _text(value: Any) -> Any:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
-        return str(value)
+        return text_of(value)
     if isinstance(value, str):
         return value
     raise problem(f"is a {kind(value)}", "a string")
