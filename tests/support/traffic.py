@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import h2.connection
+import h2.events
 import httpx
 
 from tests.support.localhost import localhost_client
@@ -145,6 +147,54 @@ class Connection:
         return Reply(response.status, tuple(response.getheaders()), response.read())
 
 
+class Http2Connection:
+    """One HTTP/2 connection, one request at a time; it notes when it is asked to go away."""
+
+    def __init__(self, port: int, tls: ssl.SSLContext) -> None:
+        with contextlib.ExitStack() as stack:
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", port), TIMEOUT_S))
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.socket = tls.wrap_socket(sock, server_hostname=f"any.{DOMAIN}")
+            stack.pop_all()
+        assert self.socket.selected_alpn_protocol() == "h2"
+        self.going_away = False
+        self.body = b""
+        self._http = h2.connection.H2Connection()
+        self._http.initiate_connection()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_details: object) -> None:
+        self.socket.close()
+
+    def request(self, path: str = "/", *, host: str) -> int:
+        """The status of a GET; `body` is then what it brought."""
+        stream = self._http.get_next_available_stream_id()
+        headers = [(":method", "GET"), (":scheme", "https"), (":authority", host), (":path", path)]
+        self._http.send_headers(stream, headers, end_stream=True)
+        self.body = b""
+        status, ended = 0, False
+        while not ended:
+            self.socket.sendall(self._http.data_to_send())
+            data = self.socket.recv(65536)
+            assert data, "the connection ended before the answer"
+            for event in self._http.receive_data(data):
+                if isinstance(event, h2.events.ResponseReceived):
+                    status = int(dict(event.headers)[b":status"])
+                elif isinstance(event, h2.events.DataReceived):
+                    self.body += event.data
+                    self._http.acknowledge_received_data(event.flow_controlled_length, stream)
+                elif isinstance(event, h2.events.StreamEnded):
+                    ended = True
+                elif isinstance(event, h2.events.ConnectionTerminated):
+                    self.going_away = True
+                    # Envoy's first GOAWAY is a notice: what is under way goes on.
+                    self._http.state_machine.state = h2.connection.ConnectionState.CLIENT_OPEN
+                assert not isinstance(event, h2.events.StreamReset), event
+        return status
+
+
 class Product:
     """A running product whose routes and settings a test changes."""
 
@@ -176,7 +226,8 @@ class Product:
         context.set_alpn_protocols(list(alpn or ("http/1.1",)))
         return context
 
-    def _write(self, routes: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]) -> str:
+    def write(self, routes: Sequence[Mapping[str, Any]], **extra: Any) -> str:
+        """Replace routes and settings; the mark by which they are told once they are in force."""
         mark = secrets.token_hex(8)
         insecure = bool(extra.get("insecure_server"))
         marker = {
@@ -197,10 +248,19 @@ class Product:
         except (OSError, http.client.HTTPException):
             return False
 
+    def marked_http2(self, mark: str) -> bool:
+        """True when a client that speaks HTTP/2 alone is served by these settings."""
+        try:
+            with Http2Connection(self.port, self.client_tls("h2")) as connection:
+                connection.request(host=MARKER)
+                return connection.body.decode() == mark
+        except (OSError, AssertionError):
+            return False
+
     @contextlib.contextmanager
     def serving(self, routes: Sequence[Mapping[str, Any]], **extra: Any) -> Iterator[Self]:
         """Start with these routes and settings; stop at the end."""
-        self._write(routes, extra)
+        self.write(routes, **extra)
         with running(self.stack):
             yield self
 
@@ -215,7 +275,7 @@ class Product:
 
         `dial` says how a connection is opened under the new settings.
         """
-        mark = self._write(routes, extra)
+        mark = self.write(routes, **extra)
         deadline = time.monotonic() + 20
         while not self._marked(mark, dial or {}):
             assert time.monotonic() < deadline, self.stack.processes["proxy"].log()[-4000:]

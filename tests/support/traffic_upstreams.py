@@ -202,7 +202,8 @@ class Application(Server):
 
     Wishes, in the query: `delay` seconds before the answer, `status`, `header` (`name:value`, may
     come several times), `drip` (`count,seconds`: an event each so often), `stall` (headers and one
-    event, then silence), `size` bytes, `close` (hang up without a word).
+    event, then silence), `size` bytes, `close` (hang up without a word); until the gate is open,
+    `hold` leaves the body unread and `wait` the answer ungiven.
     """
 
     def __init__(self, background: Background, **options: Any) -> None:
@@ -216,6 +217,12 @@ class Application(Server):
         self.cut = 0  # answers that the other side ended
         self.behave: Callable[[Seen], None] = lambda _seen: None
         self.gate = asyncio.Event()
+
+    def open_gate(self) -> None:
+        self.background.loop.call_soon_threadsafe(self.gate.set)
+
+    def close_gate(self) -> None:
+        self.background.loop.call_soon_threadsafe(self.gate.clear)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
@@ -283,6 +290,8 @@ class Application(Server):
         self.behave(seen)
         if delay := seen.wish("delay"):
             await asyncio.sleep(float(delay))
+        if seen.wish("wait") is not None:
+            await self.gate.wait()
         if seen.wish("close") is not None:
             return False
         own = [value.partition(":")[::2] for name, value in seen.wishes if name == "header"]

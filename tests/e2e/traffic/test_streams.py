@@ -313,7 +313,7 @@ def test_a_large_upload_waits_for_its_reader(world: Product, application: Applic
             assert steady(lambda: written[0]) < LARGE // 2
             assert memory(envoy) - before < 16 * MIB
         finally:
-            application.background.loop.call_soon_threadsafe(application.gate.set)
+            application.open_gate()
             writer.join(20)
         response = connection.answer()
         seen = json.loads(response.read())

@@ -13,6 +13,7 @@ from gatehouse.common.config.documents import (
     parse_document,
     parse_yaml_value,
 )
+from gatehouse.common.config.numerals import text_of
 
 
 def read(text: str, file_format: str = "yaml"):
@@ -58,7 +59,44 @@ def test_yaml_lines_and_lower_case_keys() -> None:
 def test_yaml_scalars_are_those_of_go(text: str, expected: object) -> None:
     got = read(f"k: {text}\n").data["k"] if text != "-" else read("k: '-'\n").data["k"]
     assert got == expected
-    assert type(got) is type(expected)
+    assert isinstance(got, type(expected))
+    assert isinstance(got, bool) is isinstance(expected, bool)
+
+
+@pytest.mark.parametrize("text", ["0o17", "0x1F", "1_000", "1e3", ".5", "50494E47", "1.10", "+1"])
+@pytest.mark.parametrize("file_format", ["yaml", "json", "toml"])
+def test_numbers_know_how_they_were_written(text: str, file_format: str) -> None:
+    written = {"yaml": f"k: {text}", "json": f'{{"k": {text}}}', "toml": f"k = {text}"}
+    try:
+        got = read(written[file_format], file_format).data["k"]
+    except DocumentError:
+        assert file_format != "yaml"  # neither JSON nor TOML has all of these
+        return
+    if isinstance(got, float) or file_format == "yaml":
+        assert text_of(got) == text
+    assert json.loads(json.dumps({"k": got})) == {"k": got}
+
+
+@pytest.mark.parametrize("text", ["0", "15", "-3", "1.5", "100.25"])
+def test_numbers_in_their_usual_form_are_plain(text: str) -> None:
+    got = read(f"k: {text}").data["k"]
+    assert type(got) in {int, float}
+    assert text_of(got) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "file_format"),
+    [
+        ("Routes:\n- Claim/Team: a\n  from: b\n", "yaml"),
+        ('{"Routes": [{"Claim/Team": "a", "from": "b"}]}', "json"),
+        ('[[Routes]]\n"Claim/Team" = "a"\nfrom = "b"\n', "toml"),
+    ],
+)
+def test_keys_that_lost_their_capitals_are_remembered(text: str, file_format: str) -> None:
+    document = read(text, file_format)
+    assert document.data == {"routes": [{"claim/team": "a", "from": "b"}]}
+    assert document.lowered == {("routes",): "Routes", ("routes", 0, "claim/team"): "Claim/Team"}
+    assert parse_document("A: 1", "yaml", lower_keys=False).lowered == {}
 
 
 def test_yaml_merges_keep_own_keys() -> None:

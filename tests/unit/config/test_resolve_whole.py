@@ -40,7 +40,6 @@ from tests.support.configuration import (
         "blob_storage: {bucket_uri: x}",
         "pomerium_zero_token: x",
         "authorize_workers: 2",
-        "downstream_mtls: {ca_file: /ca}",
         "grpc_client_ca_file: /ca",
         "grpc_client_certificate_file: /tls/cert.pem",
         "bearer_token_format: jwt",

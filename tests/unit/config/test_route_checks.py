@@ -113,7 +113,7 @@ TCP = {**HEALTH, "tcp_health_check": {}}
         ({"tls_custom_ca": "%"}, "tls_custom_ca", "is not base64"),
         ({"tls_custom_ca": "eA=="}, "tls_custom_ca", "does not decode to PEM"),
         ({"tls_custom_ca_file": "/none"}, "tls_custom_ca_file", "/none cannot be read"),
-        ({"tls_downstream_client_ca": "eA=="}, "tls_downstream_client_ca", "not available yet"),
+        ({"tls_downstream_client_ca": "eA=="}, "tls_downstream_client_ca", "does not decode to PEM"),
         ({"bearer_token_format": "idp_access_token"}, "bearer_token_format", "not available yet"),
         ({"health_checks": [HEALTH]}, "health_checks[0]", "has 0 checkers"),
         (
@@ -192,14 +192,9 @@ TCP = {**HEALTH, "tcp_health_check": {}}
         ({"from": "ssh://a", "to": "ssh://a:22"}, "from", "not available yet"),
         ({"mcp": {"server": {}}}, "mcp", "not available yet"),
         (
-            {"kubernetes_service_account_token": "x"},
-            "kubernetes_service_account_token",
-            "not avail",
-        ),
-        (
-            {"enable_google_cloud_serverless_authentication": True},
-            "enable_google_cloud_serverless_authentication",
-            "not available yet",
+            {"kubernetes_service_account_token_file": "/none"},
+            "kubernetes_service_account_token_file",
+            "/none cannot be read",
         ),
         ({"upstream_tunnel": {}}, "upstream_tunnel", "not available yet"),
         ({"session_recording": {"enabled": True}}, "session_recording", "not available yet"),

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from gatehouse.common.config.model import LOG_LEVELS
+from gatehouse.common.observability.logging import configure_logging, flush_logging
 from gatehouse.proxy.edge.envoy_log import envoy_level, parse_line, relay, without_credentials
 
 ENVOY_LEVELS = {"trace", "debug", "info", "warning", "error", "critical", "off"}
@@ -49,4 +50,24 @@ async def test_long_and_broken_lines_are_bounded(capsys: pytest.CaptureFixture[s
     stream = asyncio.StreamReader()
     stream.feed_data(b"x" * 100_000 + b"\xff\xfe\n\n[gatehouse]error--main--last")
     stream.feed_eof()
-    await relay(stream)
+    await relay(stream, asyncio.Event())
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+async def test_warnings_of_a_wanted_end_are_no_warnings(
+    capsys: pytest.CaptureFixture[str], stopping: bool
+):
+    stop = asyncio.Event()
+    if stopping:
+        stop.set()
+    configure_logging("info")
+    stream = asyncio.StreamReader()
+    stream.feed_data(
+        b"[gatehouse]warning--main--caught ENVOY_SIGTERM\n[gatehouse]error--main--real trouble\n"
+    )
+    stream.feed_eof()
+    await relay(stream, stop)
+    flush_logging()
+    told = capsys.readouterr().err
+    assert "real trouble" in told
+    assert ("ENVOY_SIGTERM" in told) is not stopping

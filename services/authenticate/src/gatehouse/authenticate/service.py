@@ -10,7 +10,7 @@ import grpc.aio
 import httpx
 
 from gatehouse.authenticate.edge.http import AuthenticateEndpoints
-from gatehouse.authenticate.edge.providers import ProviderPool, close_all, http_client
+from gatehouse.authenticate.edge.providers import ProviderPool
 from gatehouse.authenticate.edge.response_headers import with_global_headers
 from gatehouse.authenticate.edge.session_writer import SessionWriter
 from gatehouse.common.config.hub import Commit
@@ -18,6 +18,7 @@ from gatehouse.common.config.issues import ConfigError, Issue, Severity
 from gatehouse.common.config.resolved import CertificatePair, ResolvedSettings, ServiceName
 from gatehouse.common.databroker.client import DatabrokerClient
 from gatehouse.common.databroker.connection import DatabrokerConnection
+from gatehouse.common.identity.http_client import close_all, http_client
 from gatehouse.common.observability.logging import get_logger
 from gatehouse.common.runtime.asgi_limits import App
 from gatehouse.common.runtime.context import ProcessContext

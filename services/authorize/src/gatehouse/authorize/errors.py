@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gatehouse.common.errors import UnavailableError
+from gatehouse.common.errors import InvalidArgumentError, UnavailableError
 
 
 class CannotKnowError(UnavailableError):
@@ -15,3 +15,9 @@ class UnreadableRecordError(CannotKnowError):
     """A record exists and cannot be understood, so nothing may be concluded from it."""
 
     default_reason = "unreadable-record"
+
+
+class UnreadableCertificateError(InvalidArgumentError):
+    """A client certificate that Envoy let through and that cannot be understood here: 503."""
+
+    default_reason = "unreadable-certificate"

@@ -254,9 +254,7 @@ class _JSONReader:
         self._text = text
         self._lower = lower_keys
         self._starts = [match.start() for match in re.finditer(r"\n", text)]
-        self._scalars = json.JSONDecoder(
-            parse_constant=self._constant, parse_float=fraction
-        )
+        self._scalars = json.JSONDecoder(parse_constant=self._constant, parse_float=fraction)
         self._document = Document({})
 
     def document(self) -> Document:

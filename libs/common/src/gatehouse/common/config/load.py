@@ -254,7 +254,7 @@ class _Loader:
             if path[0] not in {"policy", "routes"}:
                 continue
             key = str(path[-1])
-            if key.startswith("claim/"):
+            if key.startswith("claim/") and key[6:] != name[6:]:
                 self._warn(path, *_lost_capitals(key, name))
             elif _CLAIMS in path[:-1]:
                 self._warn(path, *_lost_capitals(f"{_CLAIMS}.{key}", name))
@@ -540,11 +540,10 @@ class _Loader:
 
 
 def _lost_capitals(read: str, written: str) -> tuple[str, str]:
+    meaning = f"{shorten(written)} becomes {read}, which is not the claim that was meant"
     return (
-        f"keys of a file are read in lower case: {shorten(written)} becomes {read}, which is not "
-        "the claim that was meant",
-        "a claim in lower case, or the routes in the environment variable ROUTES, where keys keep "
-        "their letters",
+        f"keys of a file are read in lower case: {meaning}",
+        "a claim in lower case, or the routes in the variable ROUTES, where keys keep letters",
     )
 
 

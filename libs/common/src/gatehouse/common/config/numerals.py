@@ -6,13 +6,16 @@ stands in the file.
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class WrittenInt(int):
     """A whole number and its source text, where the two differ (`0x1F`, `1_000`, `+1`)."""
 
     written: str
 
-    def __new__(cls, value: int, written: str) -> WrittenInt:
+    def __new__(cls, value: int, written: str) -> Self:
+        """`written` as it stands in the file."""
         made = super().__new__(cls, value)
         made.written = written
         return made
@@ -23,7 +26,8 @@ class WrittenFloat(float):
 
     written: str
 
-    def __new__(cls, value: float, written: str) -> WrittenFloat:
+    def __new__(cls, value: float, written: str) -> Self:
+        """`written` as it stands in the file."""
         made = super().__new__(cls, value)
         made.written = written
         return made

@@ -9,16 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from gatehouse.common.config.model import BearerTokenFormat, Route, Settings
+from gatehouse.common.config.model import Route, Settings
 from gatehouse.common.config.resolved import FromURL
 
 MESSAGE: Final = "not available yet"
 _NULL: Final = "/dev/null"
 PROVIDERS_TO_COME: Final = frozenset({"apple", "cognito", "github"})
-
-
-def _reads_tokens(tokens: BearerTokenFormat | None) -> bool:
-    return tokens not in {None, BearerTokenFormat.DEFAULT, BearerTokenFormat.UNKNOWN}
 
 
 def unavailable_settings(settings: Settings) -> Iterator[tuple[str, str]]:
@@ -27,8 +23,6 @@ def unavailable_settings(settings: Settings) -> Iterator[tuple[str, str]]:
     ssh = "leave the ssh keys out"
     storage = "databroker_storage_type: postgres serves several instances"
     recording = "leave session recording out"
-    clients = "leave client certificates out"
-    mtls = settings.downstream_mtls
     internal_mtls = "protect service-to-service traffic by grpc_insecure: false"
     for key, used, fix in (
         (
@@ -36,8 +30,11 @@ def unavailable_settings(settings: Settings) -> Iterator[tuple[str, str]]:
             settings.idp_provider.strip().lower() in PROVIDERS_TO_COME,
             "many such providers also work with idp_provider: oidc",
         ),
-        ("downstream_mtls", bool(mtls.ca or mtls.ca_file), clients),
-        ("bearer_token_format", _reads_tokens(settings.bearer_token_format), "default"),
+        (
+            "identity_providers",
+            any(one.issuer == "kubernetes:///" for one in settings.identity_providers.values()),
+            "give the cluster's issuer and its jwks_url",
+        ),
         ("grpc_client_ca", bool(settings.grpc_client_ca), internal_mtls),
         ("grpc_client_ca_file", bool(settings.grpc_client_ca_file), internal_mtls),
         (
@@ -87,34 +84,12 @@ def unavailable_in_route(route: Route, from_url: FromURL | None) -> Iterator[tup
     for key, used, fix in (
         ("from", scheme == "ssh", "ssh routes cannot be served"),
         ("from", scheme in {"tcp+https", "udp+https"}, "tunnel routes cannot be served"),
-        ("bearer_token_format", _reads_tokens(route.bearer_token_format), "default"),
-        ("tls_downstream_client_ca", bool(route.tls_downstream_client_ca), "leave it out"),
-        (
-            "tls_downstream_client_ca_file",
-            bool(route.tls_downstream_client_ca_file),
-            "leave it out",
-        ),
         ("mcp", route.mcp is not None, "leave mcp out"),
         ("upstream_tunnel", route.upstream_tunnel is not None, "leave upstream_tunnel out"),
         (
             "session_recording",
             route.session_recording is not None and route.session_recording.enabled,
             "leave session_recording out",
-        ),
-        (
-            "kubernetes_service_account_token",
-            route.kubernetes_service_account_token is not None,
-            "leave it out",
-        ),
-        (
-            "kubernetes_service_account_token_file",
-            bool(route.kubernetes_service_account_token_file),
-            "leave it out",
-        ),
-        (
-            "enable_google_cloud_serverless_authentication",
-            route.enable_google_cloud_serverless_authentication,
-            "leave it out",
         ),
     ):
         if used:

@@ -38,10 +38,15 @@ class Expectation:
 
 
 async def verify_signed(
-    raw: str, key_set: ProviderKeySet, algorithms: Collection[str]
+    raw: str,
+    key_set: ProviderKeySet,
+    algorithms: Collection[str],
+    *,
+    types: Collection[str] = ("JWT",),
 ) -> CompactToken:
     """Check form, algorithm and signature of a provider's JWT. Raises InvalidTokenError.
 
+    `types`: what the header's `typ`, if there is one, may say, in capitals.
     Raises IdentityProviderError when the provider's keys cannot be had.
     """
     token = parse_compact(raw, max_bytes=MAX_ID_TOKEN_BYTES)
@@ -50,8 +55,8 @@ async def verify_signed(
         raise InvalidTokenError("token algorithm is not accepted", reason="token-algorithm")
     if kid is not None and not isinstance(kid, str):
         raise InvalidTokenError("token key id is not a string", reason="token-key")
-    if typ is not None and not (isinstance(typ, str) and typ.upper() == "JWT"):
-        raise InvalidTokenError("token type is not JWT", reason="token-type")
+    if typ is not None and not (isinstance(typ, str) and typ.upper() in types):
+        raise InvalidTokenError("token type is not accepted", reason="token-type")
     _check_signature(raw, algorithm, await key_set.candidates(kid, algorithm))
     return token
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import quote_plus
 
@@ -40,8 +40,10 @@ from gatehouse.common.identity.errors import (
     IdentityRefusedError,
 )
 from gatehouse.common.identity.id_token import (
+    NBF_LEEWAY_S,
     Expectation,
     has_audience,
+    is_subject,
     verify_id_token,
     verify_signed,
 )
@@ -55,6 +57,8 @@ from gatehouse.common.identity.token_response import (
 from gatehouse.common.identity.tokens import Identity, IdToken, OAuthTokens, RefreshedIdentity
 from gatehouse.common.identity.transport import ProviderResponse, ProviderTransport, endpoint_name
 from gatehouse.common.identity.variants import Variant
+from gatehouse.common.jose.compact import CompactToken
+from gatehouse.common.jose.times import check_times
 
 if TYPE_CHECKING:
     from gatehouse.common.config.resolved import IdentityProviderSettings
@@ -66,6 +70,11 @@ _OWN_PARAMETERS: Final = frozenset({
     "response_type", "client_id", "redirect_uri", "scope", "state", "nonce", "code_challenge",
     "code_challenge_method", "request", "request_uri",
 })  # fmt: skip
+
+ACCESS_TOKEN_TYPES: Final = ("AT+JWT", "APPLICATION/AT+JWT")
+"""RFC 9068 section 2.1."""
+# A token that a program made up may be malformed for the provider (RFC 6750 section 3.1).
+_TOKEN_REFUSALS: Final = frozenset({400, 401, 403})
 
 _AuthStyle = Literal["none", "basic", "post"]
 
@@ -214,6 +223,62 @@ class OidcProvider:
         check_subject(claims, subject)
         return claims
 
+    async def verify_identity_token(self, raw: str) -> dict[str, Any]:
+        """Claims of an ID token. Raises IdentityRefusedError or IdentityProviderError."""
+        return await self._verified(await self._metadata.get(), raw, None, "")
+
+    async def verify_access_token(self, raw: str) -> dict[str, Any]:
+        """Claims of an access token. Raises IdentityRefusedError or IdentityProviderError.
+
+        Userinfo decides. A token that is a JWT of the provider's (RFC 9068) must hold by itself as
+        well, and says for whom and how long; without userinfo only one that says it is an access
+        token is believed, so that no ID token passes for one.
+        """
+        metadata = await self._metadata.get()
+        token = await self._access_jwt(metadata, raw)
+        userinfo = await self._userinfo(metadata, raw, refusals=_TOKEN_REFUSALS)
+        if token is None:
+            if userinfo is None:
+                raise IdentityProviderError(
+                    "access tokens cannot be verified: the identity provider has no userinfo",
+                    reason=MISCONFIGURED,
+                )
+            if not is_subject(userinfo.get("sub")):
+                raise _no_access("userinfo names no usable subject")
+            return userinfo
+        if userinfo is not None:
+            return merge_claims(token.claims, userinfo)
+        if str(token.header.get("typ", "")).upper() not in ACCESS_TOKEN_TYPES:
+            raise _no_access("the token is no access token")
+        return token.claims
+
+    async def _access_jwt(self, metadata: ProviderMetadata, raw: str) -> CompactToken | None:
+        """The token if it is a JWT that the provider signed; None when it can only be asked about.
+
+        Raises IdentityRefusedError for one that it signed and that does not hold now.
+        """
+        try:
+            token = await verify_signed(
+                raw,
+                self._keys(metadata),
+                metadata.id_token_algorithms,
+                types=("JWT", *ACCESS_TOKEN_TYPES),
+            )
+        except InvalidTokenError:
+            return None
+        issuer, claims = token.claims.get("iss"), token.claims
+        try:
+            check_times(claims, now_s=self._clock.now_s(), nbf_leeway_s=NBF_LEEWAY_S)
+        except InvalidTokenError as error:
+            raise _no_access(str(error)) from None
+        if not isinstance(issuer, str) or not self._variant.is_issuer(
+            issuer, metadata.issuer, claims
+        ):
+            raise _no_access("the token has another issuer")
+        if not is_subject(claims.get("sub")):
+            raise _no_access("the token has no usable sub")
+        return token
+
     async def revoke(self, *, access_token: str, refresh_token: str) -> bool:
         """Revoke both tokens, refresh token first (RFC 7009). Raises IdentityProviderError."""
         metadata = await self._metadata.get()
@@ -298,7 +363,11 @@ class OidcProvider:
             ) from None
 
     async def _userinfo(
-        self, metadata: ProviderMetadata, access_token: str
+        self,
+        metadata: ProviderMetadata,
+        access_token: str,
+        *,
+        refusals: Collection[int] = (401, 403),
     ) -> dict[str, Any] | None:
         endpoint = metadata.userinfo_endpoint
         if endpoint is None:
@@ -307,7 +376,7 @@ class OidcProvider:
             endpoint, headers={"Authorization": f"Bearer {access_token}"}
         )
         name = endpoint_name(endpoint)
-        if response.status in {401, 403}:
+        if response.status in refusals:
             raise IdentityRefusedError(
                 f"{name} refused the access token ({response.status})", reason=ACCESS_REFUSED
             )
@@ -396,6 +465,10 @@ def _id_token(raw: str, claims: Mapping[str, Any]) -> IdToken:
         expires_at_s=float(claims["exp"]),
         issued_at_s=float(claims["iat"]),
     )
+
+
+def _no_access(message: str) -> IdentityRefusedError:
+    return IdentityRefusedError(f"access token refused: {message}", reason=ACCESS_REFUSED)
 
 
 def _without(claims: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:

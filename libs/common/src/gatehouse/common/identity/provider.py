@@ -66,6 +66,17 @@ class Provider(Protocol):
         """Userinfo claims as sent, `sub` checked; empty without a userinfo endpoint. May refuse."""
         ...
 
+    async def verify_identity_token(self, raw: str) -> dict[str, Any]:
+        """Claims of an ID token that a program presents as its own credential. May refuse."""
+        ...
+
+    async def verify_access_token(self, raw: str) -> dict[str, Any]:
+        """Claims of an access token: userinfo's, and the token's own where it verifies. May refuse.
+
+        No audience is checked: `aud` is among the claims when the provider vouches for one.
+        """
+        ...
+
     async def revoke(self, *, access_token: str, refresh_token: str) -> bool:
         """Revoke the refresh token, then the access token; False without such an endpoint."""
         ...

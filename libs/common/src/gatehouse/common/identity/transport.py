@@ -63,6 +63,13 @@ class ProviderTransport:
         with_type = {"Content-Type": "application/x-www-form-urlencoded", **(headers or {})}
         return await self._send("POST", url, with_type, form.encode("ascii"))
 
+    async def post_json(
+        self, url: str, body: bytes, *, headers: Mapping[str, str] | None = None
+    ) -> ProviderResponse:
+        """Send encoded JSON by POST. Raises IdentityProviderError without a complete answer."""
+        with_type = {"Content-Type": "application/json", **(headers or {})}
+        return await self._send("POST", url, with_type, body)
+
     async def _send(
         self, method: str, url: str, headers: Mapping[str, str], content: bytes | None
     ) -> ProviderResponse:

@@ -22,6 +22,7 @@ from gatehouse.authenticate.core.view import (
 )
 from gatehouse.authenticate.edge.providers import ProviderPool
 from gatehouse.authenticate.edge.session_writer import SessionWriter
+from gatehouse.authenticate.edge.token_checks import TokenChecks
 from gatehouse.authenticate.errors import (
     no_provider,
     not_for_scripts,
@@ -79,6 +80,7 @@ class AuthenticateEndpoints:
         self._log = log
         self._settings = settings_of()
         self._cached_view = view_of(self._settings)
+        self._token_checks = TokenChecks(lambda: self.view, providers, clock, log)
 
     def app(self) -> EndpointApp:
         """The ASGI application is `.asgi` of what this returns."""
@@ -144,6 +146,7 @@ class AuthenticateEndpoints:
                 marks=(*SIGNATURE_PARAMETERS, query_params.REDIRECT_URI),
                 why="shows a session to the browser that holds its cookie",
             ),
+            *self._token_checks.endpoints(),
         )
 
     @property

@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtensionOID
 
-_PEM: Final = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+PEM_BLOCK: Final = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +29,27 @@ class LeafFacts:
     uris: tuple[str, ...]
 
 
-@functools.lru_cache(maxsize=512)
+def leaf_pem(chain_pem: str) -> str | None:
+    """The first certificate of a chain; None when there is none."""
+    block = PEM_BLOCK.search(chain_pem)
+    return block[0] if block is not None else None
+
+
+def has_controls(name: str) -> bool:
+    """True for a name that programs may read differently (a NUL ends a string in C)."""
+    return _CONTROLS.search(name) is not None
+
+
 def leaf_facts(chain_pem: str) -> LeafFacts | None:
     """The facts of a chain's leaf, or None when there is none that parses."""
-    block = _PEM.search(chain_pem)
-    if block is None:
-        return None
+    pem = leaf_pem(chain_pem)
+    return _facts(pem) if pem is not None else None
+
+
+@functools.lru_cache(maxsize=512)
+def _facts(pem: str) -> LeafFacts | None:
     try:
-        leaf = x509.load_pem_x509_certificate(block[0].encode())
+        leaf = x509.load_pem_x509_certificate(pem.encode())
         names = _subject_alternative_names(leaf)
         key_info = leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     except Exception:  # noqa: BLE001 - many kinds of errors, all meaning: not a certificate

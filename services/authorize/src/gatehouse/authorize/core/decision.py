@@ -125,7 +125,7 @@ class Decider:
         elif facts.internal:
             evaluation = evaluate_internal(facts.path, identity)
         else:
-            evaluation = plan.policy.evaluate(facts, identity)
+            evaluation = plan.evaluate(facts, identity)
         outcome = decide(evaluation)
         removed_groups = 0
         if isinstance(outcome, EnrolDevice) and facts.path in DEVICE_PATHS:

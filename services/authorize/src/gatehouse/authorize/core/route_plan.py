@@ -6,20 +6,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from gatehouse.authorize.core.evaluator import CompiledPolicy
+from gatehouse.authorize.core.check_request import RequestFacts
+from gatehouse.authorize.core.client_trust import ClientTrust, Verdicts
+from gatehouse.authorize.core.criteria import Fact
+from gatehouse.authorize.core.evaluator import CompiledPolicy, Evaluation
 from gatehouse.authorize.core.header_templates import Source, Template, parse_template
+from gatehouse.authorize.core.identity import Identity
+from gatehouse.authorize.core.lru import LruCache
 from gatehouse.common.config.issues import ConfigError, Issue, Severity
-from gatehouse.common.config.model import BearerTokenFormat, JWTIssuerFormat, LoadBalancingPolicy
+from gatehouse.common.config.model import (
+    BearerTokenFormat,
+    JWTIssuerFormat,
+    LoadBalancingPolicy,
+    MTLSEnforcement,
+)
 from gatehouse.common.config.resolved import ResolvedRoute, ResolvedSettings
 from gatehouse.common.config.route_checks import depends_on_host
 from gatehouse.common.ids import TypeUrl
 from gatehouse.common.jose.keys import SigningKey
 from gatehouse.common.policy.ast import Policy
 from gatehouse.common.policy.errors import PolicyError, format_path
-from gatehouse.common.policy.legacy import route_policy
+from gatehouse.common.policy.legacy import route_policy, with_client_certificate_rule
 
 _HASHING: Final = frozenset({LoadBalancingPolicy.RING_HASH, LoadBalancingPolicy.MAGLEV})
 _PER_REQUEST: Final = frozenset(
@@ -31,6 +41,7 @@ _PER_REQUEST: Final = frozenset(
     }
 )
 _TOKENS: Final = frozenset({Source.ACCESS_TOKEN, Source.ID_TOKEN})
+_JUDGED_CHAINS: Final = 2000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +57,8 @@ class HeaderPlan:
     removed: tuple[str, ...] = ()  # client copies that must not get through
     kubernetes_token: str = field(default="", repr=False)  # of the account that impersonates
     groups_filter: frozenset[str] | None = None  # directory groups told; None: all
+    serverless_audience: str = ""  # Google's token for this URL goes along; "": none does
+    sets_authorization: bool = False  # the route says what Authorization the upstream gets
 
     @property
     def needs_assertion(self) -> bool:
@@ -60,7 +73,7 @@ class HeaderPlan:
     @property
     def reads_request(self) -> bool:
         """True when the headers depend on more than identity and host."""
-        return self._uses(_PER_REQUEST)
+        return bool(self.serverless_audience) or self._uses(_PER_REQUEST)
 
     def _uses(self, sources: frozenset[Source]) -> bool:
         return any(
@@ -96,6 +109,25 @@ class RoutePlan:
     reads_request: bool
     shows_details: bool = False
     details: tuple[Detail, ...] = ()
+    client_trust: ClientTrust | None = None  # None: every client certificate is as good as any
+
+    def evaluate(self, facts: RequestFacts, identity: Identity) -> Evaluation:
+        """Ask the policy, with the client certificate judged by the route's authorities.
+
+        Raises UnreadableCertificateError, and what a criterion raises: both must deny.
+        """
+        trust = self.client_trust
+        if trust is None or Fact.CERTIFICATE_VALIDITY not in self.policy.reads:
+            return self.policy.evaluate(facts, identity)
+        if not facts.certificate_presented:
+            facts.certificate_valid = False
+            return self.policy.evaluate(facts, identity)
+        judgement = trust.judge(facts.certificate_chain, facts.now_s)
+        facts.certificate_valid = judgement.is_valid
+        evaluation = self.policy.evaluate(facts, identity)
+        if judgement.until_s < evaluation.valid_until_s:
+            return replace(evaluation, valid_until_s=judgement.until_s)
+        return evaluation
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,9 +154,10 @@ def compile_plans(settings: ResolvedSettings) -> Plans:
     issues = list(_global_issues(settings))
     routes: dict[str, RoutePlan] = {}
     idp_by_host: dict[str, str] = {}
+    trusts = _Trusts(settings)
     for route in settings.routes:
         issues.extend(_route_issues(route))
-        plan = _route_plan(settings, route, issues)
+        plan = _route_plan(settings, route, trusts, issues)
         if plan is not None:
             routes.setdefault(route.id, plan)  # the first of equal ids is the one in force
             if plan.idp_id and not route.from_url.is_wildcard:
@@ -152,11 +185,47 @@ def compile_plans(settings: ResolvedSettings) -> Plans:
     )
 
 
+class _Trusts:
+    """The authorities of each route; routes with the same share what is known of chains."""
+
+    def __init__(self, settings: ResolvedSettings) -> None:
+        self._settings = settings
+        self._made: dict[bytes, ClientTrust] = {}
+        self._verdicts: Verdicts = LruCache(_JUDGED_CHAINS)
+        mtls = settings.settings.downstream_mtls
+        self.adds_rule = mtls.enforcement is not MTLSEnforcement.POLICY and (
+            settings.downstream_mtls_ca_pem is not None
+            or any(route.tls_downstream_client_ca_pem is not None for route in settings.routes)
+        )
+
+    def of(self, route: ResolvedRoute) -> ClientTrust | None:
+        """None when neither the route nor the configuration names an authority."""
+        settings = self._settings
+        pem = route.tls_downstream_client_ca_pem
+        if pem is None:
+            pem = settings.downstream_mtls_ca_pem
+        if pem is None:
+            return None
+        if pem not in self._made:
+            mtls = settings.settings.downstream_mtls
+            self._made[pem] = ClientTrust(
+                pem,
+                settings.downstream_mtls_crl_pem or b"",
+                max_depth=mtls.max_verify_depth,
+                names=[pair for entry in mtls.match_subject_alt_names for pair in entry.items()],
+                verdicts=self._verdicts,
+            )
+        return self._made[pem]
+
+
 def _route_plan(
-    settings: ResolvedSettings, route: ResolvedRoute, issues: list[Issue]
+    settings: ResolvedSettings, route: ResolvedRoute, trusts: _Trusts, issues: list[Issue]
 ) -> RoutePlan | None:
+    written = route.policy
     try:
-        policy = CompiledPolicy(route.policy)
+        policy = CompiledPolicy(
+            with_client_certificate_rule(written) if trusts.adds_rule else written
+        )
     except PolicyError as error:
         issues.extend(
             _issue(route, f"policy.{format_path(p.path)}".rstrip("."), p.message)
@@ -178,6 +247,7 @@ def _route_plan(
         reads_request=headers.reads_request,
         shows_details=route.settings.show_error_details,
         details=tuple(_details(route)) if route.settings.show_error_details else (),
+        client_trust=trusts.of(route),
     )
 
 
@@ -221,19 +291,33 @@ def _header_plan(settings: ResolvedSettings, route: ResolvedRoute) -> HeaderPlan
     if passes is None:
         passes = bool(everywhere.pass_identity_headers)
     issuer = here.jwt_issuer_format or everywhere.jwt_issuer_format
+    groups = frozenset((*everywhere.jwt_groups_filter, *here.jwt_groups_filter))
+    kubernetes_token = route.kubernetes_service_account_token or ""
+    set_headers = tuple(
+        (name.lower(), parse_template(text))
+        for name, text in (here.set_request_headers or {}).items()
+    )
     return HeaderPlan(
         claim_headers=claim_headers if passes else (),
         extra_claims=tuple(everywhere.jwt_claims_headers.values()),
         issuer_is_uri=issuer is JWTIssuerFormat.URI,
         passes_identity=passes,
-        set_headers=tuple(
-            (name.lower(), parse_template(text))
-            for name, text in (here.set_request_headers or {}).items()
-        ),
+        set_headers=set_headers,
         routing_key=here.load_balancing_policy in _HASHING,
         removed=() if passes else tuple(name for name, _ in claim_headers),
-        kubernetes_token=route.kubernetes_service_account_token or "",
+        kubernetes_token=kubernetes_token,
+        groups_filter=groups or None,
+        serverless_audience=_serverless_audience(route),
+        sets_authorization=bool(kubernetes_token)
+        or any(name == "authorization" for name, _ in set_headers),
     )
+
+
+def _serverless_audience(route: ResolvedRoute) -> str:
+    """Whom Google's token is for: the host of the last upstream."""
+    if not route.settings.enable_google_cloud_serverless_authentication or not route.upstreams:
+        return ""
+    return f"https://{route.upstreams[-1].host}"
 
 
 def _host_of(entry: str) -> str:
@@ -241,14 +325,6 @@ def _host_of(entry: str) -> str:
 
 
 def _global_issues(settings: ResolvedSettings) -> Iterator[Issue]:
-    mtls = settings.settings.downstream_mtls
-    if mtls.ca or mtls.ca_file:
-        yield Issue(
-            Severity.ERROR,
-            "downstream_mtls.ca",
-            "client certificates are not available yet",
-            fix="remove downstream_mtls",
-        )
     if not settings.signing_keys:
         yield Issue(Severity.ERROR, "signing_key", "there is no key to sign assertions with")
     if settings.settings.bearer_token_format not in _PLAIN_BEARER:
@@ -269,8 +345,6 @@ def _route_issues(route: ResolvedRoute) -> Iterator[Issue]:
             "bearer tokens of identity providers are not available yet",
             "use default",
         )
-    if route.tls_downstream_client_ca_pem is not None:
-        yield _issue(route, "tls_downstream_client_ca", "client certificates are not available yet")
 
 
 def _issue(route: ResolvedRoute, key: str, message: str, fix: str = "") -> Issue:

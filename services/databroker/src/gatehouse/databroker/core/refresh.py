@@ -24,6 +24,7 @@ from gatehouse.databroker.core.provider_gate import BURST, IN_FLIGHT, RATE, Gate
 
 JUMP_S: Final = 5.0  # more than this between the two time bases is a jump of the clock
 SWEEP_BATCH: Final = 100
+PUT_OFF_S: Final = 5.0
 MAX_WAIT_S: Final = 30.0  # between two ticks, so that jumps are seen
 
 
@@ -473,7 +474,7 @@ class Schedule:
     def _put_off(self, entry: _Entry, now: Moment) -> None:
         """Wait for the lease to be renewed, or for an attempt from before it was lost to end."""
         entry.phase = _Phase.IDLE
-        entry.not_before_s = now.monotonic_s + self.rules.margin_s / 2
+        entry.not_before_s = now.monotonic_s + PUT_OFF_S
         self._place(entry)
 
     def _begin(self, entry: _Entry, now: Moment) -> Attempt:

@@ -73,23 +73,30 @@ def without_credentials(message: str) -> str:
     return _HEADER.sub(replace, message)
 
 
-async def relay(stream: asyncio.StreamReader) -> None:
-    """Log every line until the stream ends; longer lines are cut."""
+async def relay(stream: asyncio.StreamReader, stop: asyncio.Event) -> None:
+    """Log every line until the stream ends; longer lines are cut.
+
+    Once `stop` is set, Envoy's warnings about its end (a signal, a closed stream) are what was
+    asked for, and are told at debug.
+    """
     rest = b""
     while chunk := await stream.read(_CHUNK):
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
-            _write(line)
+            _write(line, ending=stop.is_set())
         if len(rest) > _MAX_LINE:
-            _write(rest)
+            _write(rest, ending=stop.is_set())
             rest = b""
     if rest:
-        _write(rest)
+        _write(rest, ending=stop.is_set())
 
 
-def _write(raw: bytes) -> None:
+def _write(raw: bytes, *, ending: bool) -> None:
     line = raw[:_MAX_LINE].decode(errors="replace").rstrip()
     if not line:
         return
     level, name, message = parse_line(line)
-    getattr(_log, _METHODS[level])(without_credentials(message), name=name)
+    method = _METHODS[level]
+    if ending and method == "warning":
+        method = "debug"
+    getattr(_log, method)(without_credentials(message), name=name)

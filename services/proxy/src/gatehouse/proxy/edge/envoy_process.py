@@ -151,7 +151,7 @@ class EnvoyProcess:
         _log.info("envoy started", pid=process.pid)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(envoy_log.relay(process.stderr), name="envoy-log")
+                group.create_task(envoy_log.relay(process.stderr, stop), name="envoy-log")
                 ended = group.create_task(process.wait(), name="envoy-wait")
                 stopping = group.create_task(stop.wait(), name="envoy-stop")
                 await asyncio.wait((ended, stopping), return_when=asyncio.FIRST_COMPLETED)

@@ -8,6 +8,7 @@ from typing import Final
 from gatehouse.common.extauthz_context import (
     CLIENT_ASSERTION_NAMESPACE,
     CLIENT_CERTIFICATE_NAMESPACE,
+    DECISION_NAMESPACE,
 )
 
 # Route metadata for the scripts, and the name of their filters, by which Envoy looks it up.
@@ -18,9 +19,13 @@ LOCAL_REPLY_TYPE: Final = "pomerium_local_reply_type"
 def _load(name: str) -> str:
     # The scripts are data of this package, read once as it is imported, as its modules are.
     text = resources.files(__package__).joinpath("lua", name).read_text(encoding="utf-8")
-    return text.replace("@CLIENT_ASSERTION_NAMESPACE@", CLIENT_ASSERTION_NAMESPACE).replace(
-        "@CLIENT_CERTIFICATE_NAMESPACE@", CLIENT_CERTIFICATE_NAMESPACE
-    )
+    for mark, namespace in (
+        ("@CLIENT_ASSERTION_NAMESPACE@", CLIENT_ASSERTION_NAMESPACE),
+        ("@CLIENT_CERTIFICATE_NAMESPACE@", CLIENT_CERTIFICATE_NAMESPACE),
+        ("@DECISION_NAMESPACE@", DECISION_NAMESPACE),
+    ):
+        text = text.replace(mark, namespace)
+    return text
 
 
 REQUEST_GUARD: Final = _load("request_guard.lua")

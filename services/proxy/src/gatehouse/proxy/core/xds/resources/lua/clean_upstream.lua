@@ -1,7 +1,8 @@
 -- Runs after authorization: no credential of ours leaves for an upstream, in whatever form it came.
 --
 -- Route metadata says what to do: `remove_pomerium_cookie` (the name of the session cookie),
--- `remove_pomerium_authorization`, `rewrite_response_headers`.
+-- `remove_pomerium_authorization`, `remove_impersonate_headers` (a Kubernetes route),
+-- `rewrite_response_headers`.
 
 -- The session cookie, authenticate's own, and those of a sign-in under way. Names from the settings
 -- are compared as they are, never as patterns.
@@ -99,6 +100,15 @@ local function clean_query(headers)
   headers:replace(":path", path:sub(1, start - 1) .. (query == "" and "" or "?" .. query))
 end
 
+-- One line for each group, since a name may hold a comma. Authorize says which; what the client
+-- sent is gone since the request guard.
+local function impersonate_groups(handle)
+  local decision = handle:streamInfo():dynamicMetadata():get("@DECISION_NAMESPACE@")
+  for _, group in ipairs((decision or {})["impersonate-groups"] or {}) do
+    handle:headers():add("impersonate-group", group)
+  end
+end
+
 local function clean(handle)
   local route = handle:metadata()
   local headers = handle:headers()
@@ -109,6 +119,9 @@ local function clean(handle)
   if route:get("remove_pomerium_authorization") then
     clean_authorization(headers)
     clean_query(headers)
+  end
+  if route:get("remove_impersonate_headers") then
+    impersonate_groups(handle)
   end
 end
 
