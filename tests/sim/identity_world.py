@@ -85,6 +85,7 @@ class Provider:
         self.mood = "well"  # well, busy (429), broken (503), gone
         self.calls: list[Call] = []
         self.pauses: list[tuple[str, float, float]] = []  # manager, from, until
+        self.on_refresh: Callable[[str], None] = lambda _manager: None
 
     def tokens(self, grant: Grant) -> OAuthTokens:
         return OAuthTokens(
@@ -103,6 +104,7 @@ class Provider:
             raise IdentityRefusedError("refused", reason=GRANT_REFUSED)
         grant.serial += self.rotates
         grant.issued_to = manager
+        self.on_refresh(manager)
         return self.tokens(grant)
 
     def claims(self, subject: str) -> dict[str, Any]:

@@ -155,3 +155,45 @@ def test_the_simulation_meets_the_trouble_it_is_made_for():
 
     run_virtually(scenario())
     assert events >= {"expired", "refused", "cut", "jump", "restart"}
+
+
+def test_tokens_that_cannot_be_stored_yet_survive_that_another_takes_over():
+    """The provider has spent the old token, and the new one is with a manager that is cut off.
+
+    The other one must neither use the spent token too soon nor believe the first refusal.
+    """
+
+    async def scenario() -> None:
+        for seed in range(6):
+            world = World(seed)
+            world.broken = False
+            world.provider.rotates, world.provider.punishes_reuse = True, False
+            async with world.going():
+                for _ in range(10):
+                    await world.sign_in()
+                world.start_manager()
+                world.start_manager()
+                await asyncio.sleep(200)
+
+                async def cut(name: str, world: World = world) -> None:
+                    (manager,) = [one for one in world.managers if one.name == name]
+                    if not any(one.link.is_cut for one in world.managers):
+                        manager.link.is_cut = True
+                        await asyncio.sleep(80)
+                        manager.link.is_cut = False
+                        world.events.add(name)
+
+                def begin_cut(name: str, world: World = world) -> None:
+                    world.spawn(cut(name))
+
+                world.provider.on_refresh = begin_cut
+                await asyncio.sleep(1_200)
+                world.provider.on_refresh = lambda _name: None
+                await asyncio.sleep(SETTLED_S)
+                for manager in list(world.managers):
+                    await world.stop_manager(manager, gracefully=True)
+                await world.check_log()
+                await check_settled(world)
+            assert {"manager-1", "manager-2"} <= world.events
+
+    run_virtually(scenario())

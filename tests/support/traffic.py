@@ -151,12 +151,16 @@ class Http2Connection:
     """One HTTP/2 connection, one request at a time; it notes when it is asked to go away."""
 
     def __init__(self, port: int, tls: ssl.SSLContext) -> None:
-        with contextlib.ExitStack() as stack:
-            sock = stack.enter_context(socket.create_connection(("127.0.0.1", port), TIMEOUT_S))
+        sock = socket.create_connection(("127.0.0.1", port), TIMEOUT_S)
+        try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.socket = tls.wrap_socket(sock, server_hostname=f"any.{DOMAIN}")
-            stack.pop_all()
-        assert self.socket.selected_alpn_protocol() == "h2"
+            sock = tls.wrap_socket(sock, server_hostname=f"any.{DOMAIN}")
+            if sock.selected_alpn_protocol() != "h2":
+                raise ConnectionError("the server does not speak HTTP/2")
+        except BaseException:
+            sock.close()
+            raise
+        self.socket = sock
         self.going_away = False
         self.body = b""
         self._http = h2.connection.H2Connection()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,20 +14,25 @@ import httpx
 import pytest
 
 from gatehouse.common.clock import SystemClock, SystemRng
+from gatehouse.common.config.hub import ConfigHub
 from gatehouse.common.databroker.records import record_of, timestamp_of
 from gatehouse.common.identity.errors import IdentityProviderError
 from gatehouse.common.identity.provider import make_provider
 from gatehouse.common.identity.tokens import Identity, OAuthTokens, RefreshedIdentity
 from gatehouse.common.ids import SESSION, USER
 from gatehouse.common.observability.logging import configure_logging
+from gatehouse.common.runtime.context import ProcessContext
+from gatehouse.common.runtime.health import HealthRegistry
 from gatehouse.databroker.core.partitions import PARTITIONS
 from gatehouse.databroker.core.records import Incoming, Patch, Put, Reap, accept
 from gatehouse.databroker.core.refresh import Rules
+from gatehouse.databroker.edge import refresh_runner
 from gatehouse.databroker.edge.backends.base import Storage
 from gatehouse.databroker.edge.change_hub import ChangeHub
 from gatehouse.databroker.edge.refresh_providers import RefreshProviders
 from gatehouse.databroker.edge.refresh_runner import RefreshRunner, Surroundings
 from gatehouse.databroker.edge.tasks import background
+from gatehouse.databroker.service import IDENTITY_CHECK, build
 from gatehouse.pb.session_pb2 import Session
 from gatehouse.pb.user_pb2 import User
 from tests.support.identity import REDIRECT_URI, approve, provider_mock
@@ -257,13 +261,15 @@ async def test_nothing_ends_while_the_provider_is_away(store: StorageCase) -> No
     assert runner.tally.troubled == {configured.id}
 
 
-async def test_it_waits_for_a_provider_to_be_configured(store: StorageCase) -> None:
+async def test_it_waits_for_a_provider_to_be_configured(
+    store: StorageCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refresh_runner, "CONFIGURED_S", 0.02)
     in_force = settings(no_idp=True)
     async with (
         RefreshProviders(lambda: in_force, CLOCK, RNG) as providers,
         managed(store.storage, providers) as made,
     ):
-        assert providers.ids() == frozenset()
 
         async def is_idle() -> bool:
             return made.shown.get("state", "").startswith("idle")
@@ -271,10 +277,60 @@ async def test_it_waits_for_a_provider_to_be_configured(store: StorageCase) -> N
         await until(is_idle)
         # it holds no lease, so that another process may
         assert await store.storage.acquire_lease("identity_manager/0", "me", 1_000_000)
-        in_force = settings(idp=provider())
-        assert providers.ids() == {provider().id}
+        in_force = settings(idp=provider("http://127.0.0.1:9"))
+
+        async def is_working() -> bool:
+            return made.shown.get("partitions") == str(PARTITIONS - 1)
+
+        await until(is_working)
+        assert made.shown["state"] == "running"
         stopped_s = CLOCK.monotonic_s()
     assert CLOCK.monotonic_s() - stopped_s < 2
+
+
+async def test_a_broken_ca_bundle_does_not_take_the_providers_away() -> None:
+    in_force = settings(idp=provider())
+    async with RefreshProviders(lambda: in_force, CLOCK, RNG) as providers:
+        known = providers.get(provider().id)
+        assert known is not None
+        in_force = replace(in_force, ca_bundle_pem=b"-----BEGIN CERTIFICATE-----\nnonsense\n")
+        assert providers.get(provider().id) is known
+        assert providers.get("another") is None
+        in_force = settings(no_idp=True)
+        assert providers.ids() == frozenset()
+
+
+@pytest.mark.parametrize("configured", [True, False])
+async def test_the_service_runs_it_and_its_health_rests_on_nothing_of_it(
+    configured: bool, tmp_path: Path
+) -> None:
+    in_force = replace(
+        settings(
+            no_idp=not configured,
+            idp=provider("http://127.0.0.1:9"),
+            databroker_storage_type="memory",
+        ),
+        databroker_connection="",
+    )
+    health = HealthRegistry(CLOCK)
+    ctx = ProcessContext(ConfigHub(in_force), health, CLOCK, RNG, tmp_path, grace_s=5.0)
+    service = build(ctx)
+    stop, ready = asyncio.Event(), asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(service.run(stop, ready.set))
+        async with asyncio.timeout(PATIENCE_S):
+            await ready.wait()
+
+        async def is_shown() -> bool:
+            return IDENTITY_CHECK in health.snapshot().records
+
+        await until(is_shown)
+        state = health.snapshot().records[IDENTITY_CHECK].attributes["state"]
+        assert state.startswith("running" if configured else "idle")
+        assert IDENTITY_CHECK not in health.snapshot().expected
+        stop.set()
+        async with asyncio.timeout(3):
+            await running
 
 
 @dataclass
@@ -466,7 +522,6 @@ async def test_a_call_under_way_at_the_stop_is_finished_and_stored(store: Storag
 @pytest.mark.postgres
 async def test_two_processes_share_the_work(tmp_path: Path) -> None:
     """With real leases; how they come to fair shares over time is the simulation's."""
-    logging.getLogger().setLevel(logging.WARNING)
     async with storage_case("postgres", tmp_path) as case:
         for number in range(20):
             session = scripted_session(f"s{number}")

@@ -113,7 +113,11 @@ TCP = {**HEALTH, "tcp_health_check": {}}
         ({"tls_custom_ca": "%"}, "tls_custom_ca", "is not base64"),
         ({"tls_custom_ca": "eA=="}, "tls_custom_ca", "does not decode to PEM"),
         ({"tls_custom_ca_file": "/none"}, "tls_custom_ca_file", "/none cannot be read"),
-        ({"tls_downstream_client_ca": "eA=="}, "tls_downstream_client_ca", "does not decode to PEM"),
+        (
+            {"tls_downstream_client_ca": "eA=="},
+            "tls_downstream_client_ca",
+            "does not decode to PEM",
+        ),
         ({"bearer_token_format": "idp_access_token"}, "bearer_token_format", "not available yet"),
         ({"health_checks": [HEALTH]}, "health_checks[0]", "has 0 checkers"),
         (

@@ -24,6 +24,7 @@ class LeaseStore:
         self.held: dict[str, leases.Lease] = {}
         self.asked = 0
         self.answers = True
+        self.is_counting = False  # a count goes on: its probes have not been given back
 
     def ask(self, ask: Ask) -> bool | None:
         self.asked += 1
@@ -31,13 +32,14 @@ class LeaseStore:
             return None
         duration_us = int(ask.duration_s * 1e6)
         match ask.verb:
-            case "renew":
-                return self._change(ask.name, leases.renewal(ask.name, ask.lease_id, duration_us))
+            case "acquire":
+                change = leases.acquisition(ask.name, ask.lease_id, duration_us)
+                return self._change(ask.name, change)
             case "release":
                 self._change(ask.name, leases.giving_back(ask.lease_id))
                 return True
-        done = self._change(ask.name, leases.acquisition(ask.name, ask.lease_id, duration_us))
-        if done and ask.verb == "probe":
+        done = self._change(ask.name, leases.renewal(ask.name, ask.lease_id, duration_us))
+        if done and ask.verb == "probe" and not self.is_counting:
             self._change(ask.name, leases.giving_back(ask.lease_id))
         return done
 
@@ -143,6 +145,13 @@ def test_processes_that_start_together_share_all_partitions(count: int) -> None:
     before = cluster.held()
     cluster.run(300)
     assert cluster.held() == before  # nothing moves without a reason
+
+
+def test_processes_that_count_at_the_same_moment_do_not_count_each_other() -> None:
+    cluster = Cluster(2)
+    cluster.store.is_counting = True
+    cluster.run(1.5)
+    assert {one.fair_share for one in cluster.shares} <= {16, PARTITIONS}
 
 
 def test_a_newcomer_gets_its_share_and_a_leaver_gives_it_back() -> None:

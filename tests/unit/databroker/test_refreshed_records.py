@@ -140,7 +140,7 @@ def test_the_user_follows_the_session() -> None:
         "groups": ["ops"],
     }
     assert list(after.device_credential_ids) == ["d"]
-    assert user_after(after, session(**claims_of(after))) is after
+    assert user_after(after, session(None, **claims_of(after))) is after
 
 
 def test_an_email_that_is_withdrawn_no_longer_grants_anything() -> None:

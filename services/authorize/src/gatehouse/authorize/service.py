@@ -11,14 +11,18 @@ from envoy.service.auth.v3 import external_auth_pb2_grpc
 
 from gatehouse.authorize.core.records import RecordReader
 from gatehouse.authorize.core.route_plan import compile_plans
+from gatehouse.authorize.edge.bearer_sessions import BearerSessions
 from gatehouse.authorize.edge.ext_authz import ExtAuthz, build_in_force
+from gatehouse.authorize.edge.google_tokens import GoogleTokens
 from gatehouse.authorize.edge.replica_feed import IdentitySource
+from gatehouse.authorize.edge.token_verifiers import VerifierPool
 from gatehouse.common.config.hub import Commit
 from gatehouse.common.config.resolved import ResolvedSettings
 from gatehouse.common.databroker.client import DatabrokerClient
 from gatehouse.common.databroker.connection import DatabrokerConnection
 from gatehouse.common.databroker.replica import Replica
 from gatehouse.common.databroker.syncer import INITIAL_SYNC_CHECK, ReplicaFeed
+from gatehouse.common.identity.http_client import http_client
 from gatehouse.common.runtime.context import ProcessContext
 
 SERVICE_CHECK: Final = "authorize.service"
@@ -39,7 +43,9 @@ class AuthorizeService:
         ctx.health.expect(SERVICE_CHECK)
         ctx.health.expect(INITIAL_SYNC_CHECK)
         settings = ctx.config.current
-        first = build_in_force(compile_plans(settings), ctx.rng)
+        self._verifiers = VerifierPool(ctx, self.name)
+        plans = compile_plans(settings)
+        first = build_in_force(plans, ctx.rng, self._verifiers.make(settings, plans.bearer))
         first.log.report_unknown()
         reader = RecordReader()
         self._replica = Replica(reader.decoders)
@@ -48,7 +54,9 @@ class AuthorizeService:
         self._source = source = IdentitySource(
             self._replica, reader, lambda: self._client, ctx.clock
         )
-        self._servicer = ExtAuthz(first, source, ctx.clock)
+        google = GoogleTokens(ctx.clock, lambda: http_client(ctx.config.current.ca_bundle_pem))
+        bearers = BearerSessions(source, lambda: self._client, ctx.clock)
+        self._servicer = ExtAuthz(first, source, ctx.clock, google, bearers)
         self._external = source.hold(first.decider.plans.record_types)
         self._external_changed = asyncio.Event()
         ctx.config.join(self.name, self._prepare)
@@ -86,7 +94,8 @@ class AuthorizeService:
     async def _prepare(self, settings: ResolvedSettings) -> Commit:
         # Off the event loop: checks go on while thousands of routes compile.
         plans = await asyncio.to_thread(compile_plans, settings)
-        new = build_in_force(plans, self._ctx.rng)
+        verifiers = self._verifiers.make(settings, plans.bearer)
+        new = build_in_force(plans, self._ctx.rng, verifiers)
         move = await self._databroker.prepare(settings)
 
         def commit() -> None:

@@ -12,16 +12,17 @@ from collections.abc import Iterator
 from typing import Final
 
 from gatehouse.common.config.issues import Finding, Severity
-from gatehouse.common.config.model import LoadBalancingPolicy, Route
+from gatehouse.common.config.model import LoadBalancingPolicy, Route, Settings
 from gatehouse.common.config.resolved import Upstream
-from gatehouse.common.config.route_model import HealthCheck
-from gatehouse.common.config.values import decode_base64, shorten
+from gatehouse.common.config.route_model import HealthCheck, HTTPHealthCheck, Payload
+from gatehouse.common.config.values import check_header_value, decode_base64, shorten
 
 ERROR: Final = Severity.ERROR
 WARNING: Final = Severity.WARNING
 LEAST_CHOICES: Final = 2
 MAX_RING_SIZE: Final = 8 << 20
 MAX_TABLE_SIZE: Final = 5_000_011
+RESPONSE_BUFFER_BYTES: Final = 1024  # Envoy's default
 HASH_FUNCTIONS: Final = ("XX_HASH", "MURMUR_HASH_2")
 OTHER_INTERVALS: Final = (
     *("no_traffic_interval", "no_traffic_healthy_interval", "unhealthy_interval"),
@@ -34,15 +35,42 @@ def _warning(path: str, message: str, fix: str = "") -> Finding:
     return Finding(WARNING, (path,), message, fix)
 
 
-def check_balancing(route: Route, upstreams: tuple[Upstream, ...]) -> Iterator[Finding]:
+def check_balancing(
+    route: Route, upstreams: tuple[Upstream, ...], settings: Settings
+) -> Iterator[Finding]:
     """Everything that Envoy would refuse a cluster for, and options without effect."""
     yield from _policies(route)
     yield from _ejections(route)
     for index, check in enumerate(route.health_checks):
         for key, message, fix in _health_check(check):
             yield Finding(ERROR, ("health_checks", index, *key), message, fix)
+        if check.grpc_health_check is not None and not _speaks_http2(route, upstreams, settings):
+            yield Finding(
+                ERROR,
+                ("health_checks", index, "grpc_health_check"),
+                "needs an upstream that speaks HTTP/2",
+                "h2c:// or https://, without WebSockets; or another check",
+            )
+    if len(route.health_checks) > 1:
+        yield Finding(
+            ERROR, ("health_checks", 1), "is one too many: Envoy takes one for a route", "keep one"
+        )
     if route.health_checks and not upstreams and not route.to:
         yield _warning("health_checks", "has no effect without to", "leave it out")
+
+
+def _speaks_http2(route: Route, upstreams: tuple[Upstream, ...], settings: Settings) -> bool:
+    """True when every connection of the route's cluster is HTTP/2, or agrees on it by ALPN."""
+    upgrades = settings.allow_upgrades if route.allow_upgrades is None else route.allow_upgrades
+    kubernetes = (
+        route.kubernetes_service_account_token or route.kubernetes_service_account_token_file
+    )
+    if route.allow_websockets or kubernetes:
+        return False
+    if any(token.strip().lower() == "websocket" for token in upgrades):
+        return False
+    schemes = {upstream.scheme for upstream in upstreams}
+    return schemes <= {"https", "https+unix"} or schemes == {"h2c"}
 
 
 def _policies(route: Route) -> Iterator[Finding]:
@@ -139,44 +167,75 @@ def _health_check(check: HealthCheck) -> Iterator[tuple[tuple[str | int, ...], s
         if getattr(check, key) == 0:
             yield (key,), "must be above 0", ABOVE_ZERO
     for key in ("unhealthy_threshold", "healthy_threshold"):
-        if not getattr(check, key):
-            yield (key,), "is required and must be above 0", "a whole number"
+        if getattr(check, key) is None:
+            yield (key,), "is required", "a whole number"
     checkers = ("http_health_check", "tcp_health_check", "grpc_health_check")
     given = [name for name in checkers if getattr(check, name) is not None]
     if len(given) != 1:
         yield (), f"has {len(given)} checkers", f"exactly one of {', '.join(checkers)}"
-    http = check.http_health_check
-    if http is not None:
-        if not http.path:
-            yield ("http_health_check", "path"), "is required", "a path such as /healthz"
-        for key in ("expected_statuses", "retriable_statuses"):
-            for index, statuses in enumerate(getattr(http, key)):
-                if not 100 <= statuses.start < statuses.end <= 600:
-                    yield (
-                        ("http_health_check", key, index),
-                        f"{statuses.start} to {statuses.end} is not a range of statuses",
-                        "start below end, both from 100 to 600; end is excluded",
-                    )
-        if http.codec_client_type.upper() not in {"", "HTTP1", "HTTP2", "HTTP3"}:
-            yield (
-                ("http_health_check", "codec_client_type"),
-                f"unsupported value {shorten(http.codec_client_type)}",
-                "one of HTTP1, HTTP2, HTTP3",
-            )
+    if check.http_health_check is not None:
+        yield from _http_check(check.http_health_check)
+    if check.grpc_health_check is not None and not _is_line(check.grpc_health_check.authority):
+        yield ("grpc_health_check", "authority"), "holds a control character", "one line of text"
     for name in ("http_health_check", "tcp_health_check"):
         checker = getattr(check, name)
         payloads = () if checker is None else (checker.send, *checker.receive)
-        for payload in payloads:
-            if payload is None:
-                continue
-            sound = (payload.text is None) != (payload.binary is None)
-            if payload.text is not None:
-                sound = sound and bool(re.fullmatch(r"(?:[0-9A-Fa-f]{2})+", payload.text))
-            if payload.binary is not None:
-                sound = sound and decode_base64(payload.binary) is not None
-            if not sound:
+        if any(payload is not None and _bytes_of(payload) is None for payload in payloads):
+            yield (
+                (name,),
+                "holds a payload that is not hex text or base64",
+                "text: hex digits, or binary: base64",
+            )
+
+
+def _http_check(http: HTTPHealthCheck) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    name = "http_health_check"
+    if not http.path:
+        yield (name, "path"), "is required", "a path such as /healthz"
+    for key in ("path", "host"):
+        if not _is_line(getattr(http, key)):
+            yield (name, key), "holds a control character", "one line of text"
+    for key in ("expected_statuses", "retriable_statuses"):
+        for index, statuses in enumerate(getattr(http, key)):
+            if not 100 <= statuses.start < statuses.end <= 600:
                 yield (
-                    (name,),
-                    "holds a payload that is not hex text or base64",
-                    "text: hex digits, or binary: base64",
+                    (name, key, index),
+                    f"{statuses.start} to {statuses.end} is not a range of statuses",
+                    "start below end, both from 100 to 600; end is excluded",
                 )
+    if http.codec_client_type.upper() not in {"", "HTTP1", "HTTP2"}:
+        yield (
+            (name, "codec_client_type"),
+            f"unsupported value {shorten(http.codec_client_type)}",
+            "one of HTTP1, HTTP2",
+        )
+    if http.send is not None:
+        yield (name, "send"), "cannot be sent: the check is a GET", "leave it out"
+    if any(header.lower() == "host" for header in http.request_headers_to_remove):
+        yield (name, "request_headers_to_remove"), "host cannot be removed", "leave it out"
+    expected = sum(len(_bytes_of(part) or b"") for part in http.receive)
+    kept = RESPONSE_BUFFER_BYTES if http.response_buffer_size is None else http.response_buffer_size
+    if expected > kept > 0:
+        yield (
+            (name, "receive"),
+            f"expects {expected} bytes, but {kept} of the answer are kept",
+            f"response_buffer_size: {expected}",
+        )
+
+
+def _is_line(text: str) -> bool:
+    try:
+        check_header_value(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _bytes_of(payload: Payload) -> bytes | None:
+    """What is sent or expected; None when it is neither hex nor base64, or both are given."""
+    if (payload.text is None) == (payload.binary is None):
+        return None
+    if payload.binary is not None:
+        return decode_base64(payload.binary)
+    text = payload.text or ""
+    return bytes.fromhex(text) if re.fullmatch(r"(?:[0-9A-Fa-f]{2})+", text) else None

@@ -40,6 +40,8 @@ JWT_ALGORITHMS: Final = frozenset(
 )
 ALT_NAME_TYPES: Final = ("dns", "email", "ip_address", "uri", "user_principal_name")
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+# A header, or a second one after ? for when the first is missing.
+_HEADER_FIELD: Final = re.compile(rf":?{_TOKEN.pattern}(?:\?:?{_TOKEN.pattern})?")
 
 
 def _error(key: str, message: str, fix: str = "") -> Finding:
@@ -101,6 +103,9 @@ def _addresses(settings: Settings) -> Iterator[Finding]:
         yield _warning(
             "address", f"{shorten(settings.address)} is read as port {main.port}", "host:port"
         )
+    services = derive.parse_services(settings.services)
+    if not isinstance(services, str) and ServiceName.PROXY in services:
+        yield from _bound(settings)
     source = settings.envoy_bind_config_source_address
     if source and not _is_ip(source):
         yield _error("envoy_bind_config_source_address", "is not an IP address", "an IP address")
@@ -109,6 +114,24 @@ def _addresses(settings: Settings) -> Iterator[Finding]:
     address = settings.http_redirect_addr.strip("\"'")
     if address and parse_host_port(address) is None:
         yield _error("http_redirect_addr", f"{shorten(address)} is not an address", "host:port")
+
+
+def _bound(settings: Settings) -> Iterator[Finding]:
+    """Envoy listens on addresses, not on names."""
+    parsed = {
+        "address": derive.main_address(settings).host,
+        "http_redirect_addr": (parse_host_port(settings.http_redirect_addr.strip("\"'")) or ("",))[
+            0
+        ],
+        "envoy_admin_address": (parse_host_port(settings.envoy_admin_address) or ("",))[0],
+    }
+    for key, host in parsed.items():
+        if host and host != "localhost" and not host.endswith(".localhost") and not _is_ip(host):
+            yield _error(
+                key,
+                f"{shorten(host)} is not an IP address to listen on",
+                f'":{host}" for all addresses of this machine' if host.isdigit() else "IP:port",
+            )
 
 
 def _telemetry(settings: Settings) -> Iterator[Finding]:
@@ -231,12 +254,13 @@ def _pairs(settings: Settings) -> Iterator[Finding]:
 def _dns(settings: Settings) -> Iterator[Finding]:
     for key in ("dns_refresh_rate", "dns_failure_refresh_rate"):
         value = getattr(settings, key)
-        if value is not None and value < 0.001:
-            yield _error(key, "is below 1ms", "1ms or more")
+        if value is not None and value <= 0.001:
+            yield _error(key, "is not above 1ms", "a duration such as 5s")
     for index, resolver in enumerate(settings.dns_resolvers):
         scheme, separator, address = resolver.partition("://")
         parsed = parse_host_port(address)
-        if scheme not in {"udp", "tcp"} or not separator or parsed is None or not _is_ip(parsed[0]):
+        sound = parsed is not None and parsed[1] > 0 and _is_ip(parsed[0])
+        if scheme not in {"udp", "tcp"} or not separator or not sound:
             yield Finding(
                 ERROR,
                 ("dns_resolvers", index),
@@ -319,7 +343,12 @@ def _logs(settings: Settings) -> Iterator[Finding]:
         ("authorize_log_fields", frozenset(AUTHORIZE_LOG_FIELDS) | MORE_AUTHORIZE_LOG_FIELDS),
     ):
         for index, name in enumerate(getattr(settings, key)):
-            if name not in known and not re.fullmatch(r"headers\..+", name):
+            kind, dot, header = name.partition(".")
+            if kind == "headers" and dot and not _HEADER_FIELD.fullmatch(header):
+                yield Finding(
+                    ERROR, (key, index), f"{shorten(header)} is not a header name", "headers.<Name>"
+                )
+            elif name not in known and not (kind == "headers" and dot):
                 yield Finding(
                     WARNING,
                     (key, index),

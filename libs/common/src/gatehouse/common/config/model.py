@@ -365,9 +365,7 @@ class Settings(Model):
     dns_lookup_family: Annotated[
         DNSLookupFamily, _exactly(DNSLookupFamily, "dns_lookup_family")
     ] = Field(DNSLookupFamily.V4_PREFERRED, description="address families of upstreams")
-    dns_refresh_rate: Duration | None = Field(
-        None, description="time between look-ups, 1ms or more"
-    )
+    dns_refresh_rate: Duration | None = Field(None, description="time between look-ups, above 1ms")
     dns_failure_refresh_rate: Duration | None = Field(
         None, description="time to the next look-up after one that failed"
     )

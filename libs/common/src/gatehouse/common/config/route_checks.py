@@ -28,6 +28,7 @@ WARNING: Final = Severity.WARNING
 REDIRECT_CODES: Final = (301, 302, 303, 307, 308)
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.\-]{0,251}[A-Za-z0-9_])?")
 MAX_RESPONSE_BODY_BYTES: Final = 4096
+MAX_SERVER_NAME_BYTES: Final = 255
 MAX_DEPENDS_ON: Final = 5
 MAX_WEIGHTS: Final = 2**32 - 1
 
@@ -52,7 +53,7 @@ def check_route(
     yield from _header_values(route)
     yield from _timeouts(route, settings)
     yield from _upstream_tls(route, upstreams)
-    yield from check_balancing(route, upstreams)
+    yield from check_balancing(route, upstreams, settings)
     yield from _identity(route, settings)
     if from_url is not None:
         yield from _scheme(route, from_url, upstreams, settings)
@@ -180,6 +181,8 @@ def _rewriting(route: Route) -> Iterator[Finding]:
         except RouteURLError as error:
             yield _error(f"{prefix}_pattern", str(error), error.fix)
             continue
+        if re.search(r"[\x00\r\n]", substitution):
+            yield _error(f"{prefix}_substitution", "holds a control character", "one line of text")
         for escape in re.findall(r"\\(.|$)", substitution):
             if escape == "\\":
                 continue
@@ -284,6 +287,10 @@ def _upstream_tls(route: Route, upstreams: tuple[Upstream, ...]) -> Iterator[Fin
     named = route.tls_upstream_server_name or route.tls_server_name
     if not named and any(upstream.scheme == "https+unix" for upstream in upstreams):
         yield _error("to", "https+unix has no host to verify", "tls_upstream_server_name")
+    for key in ("tls_upstream_server_name", "tls_server_name"):
+        value = getattr(route, key)
+        if "\x00" in value or len(value.encode()) > MAX_SERVER_NAME_BYTES:
+            yield _error(key, f"{shorten(value)} is not a host name", "app.example.com")
     name = route.tls_downstream_server_name
     if name and not _HOST_NAME.fullmatch(name):
         yield _error(

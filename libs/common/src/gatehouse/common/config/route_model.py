@@ -10,7 +10,7 @@ import enum
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from gatehouse.common.config.values import (
     URL,
@@ -138,7 +138,9 @@ class RingHashConfig(Model):
 
     minimum_ring_size: UInt64 | None = Field(None, description="smallest ring")
     maximum_ring_size: UInt64 | None = Field(None, description="largest ring")
-    hash_function: Text = Field("", description="XX_HASH or MURMUR_HASH_2")
+    hash_function: Annotated[Text, AfterValidator(str.upper)] = Field(
+        "", description="XX_HASH or MURMUR_HASH_2"
+    )
 
 
 class MaglevConfig(Model):

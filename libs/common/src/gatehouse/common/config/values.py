@@ -227,6 +227,8 @@ def _proto_duration(value: Any) -> float:
         if 0 < seconds <= MAX_DURATION_S:
             fix = f'write "{seconds:.9f}'.rstrip("0").rstrip(".") + f's"; {fix}'
         raise problem(f"{shorten(value)} is not a duration in seconds", fix)
+    if float(match.group(1)) > MAX_DURATION_S:
+        raise problem(f"{shorten(value)} is longer than a century", fix)
     return float(match.group(1))
 
 

@@ -55,7 +55,9 @@ _METHODS: Final[Mapping[str, frozenset[str]]] = {
 _AUTHENTICATE_TYPES: Final = frozenset({SESSION, USER})
 _ACCESSED_TYPES: Final = frozenset({SESSION, SERVICE_ACCOUNT})
 _ACCESSED_PATHS: Final = frozenset({"accessed_at"})
-_FROM_TOKEN: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+_FROM_TOKEN: Final = re.compile(
+    r"[0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
+)
 
 
 def check_method(subject: str, method: str) -> None:
@@ -116,9 +118,7 @@ def _check_bearer_session(records: Sequence[databroker_pb2.Record]) -> None:
 
 
 def _no_bearer_session(what: str) -> PermissionDeniedError:
-    return PermissionDeniedError(
-        f"{AUTHORIZE!r} may write {what}", reason="record-not-allowed"
-    )
+    return PermissionDeniedError(f"{AUTHORIZE!r} may write {what}", reason="record-not-allowed")
 
 
 def _check_types(subject: str, types: set[str], allowed: frozenset[str]) -> None:

@@ -82,7 +82,11 @@ def allowed(
     remove: Sequence[str] = (),
     metadata: Mapping[str, object],
 ) -> Any:
-    """Let the request through with these headers; `metadata` is for access log and filters."""
+    """Let the request through with these headers; `metadata` is for access log and filters.
+
+    `remove`: headers that no client may send; those that are set here stay.
+    """
+    ours = {name for name, _ in headers}
     return CheckResponse(
         status=status_pb2.Status(code=Code.OK.value),
         ok_response=external_auth_pb2.OkHttpResponse(
@@ -94,7 +98,7 @@ def allowed(
                 )
                 for name, value in headers
             ],
-            headers_to_remove=list(remove),
+            headers_to_remove=[name for name in remove if name not in ours],
         ),
         dynamic_metadata=_struct(metadata),
     )

@@ -232,9 +232,7 @@ def _revocations(pem: bytes) -> tuple[x509.CertificateRevocationList, ...]:
     return tuple(x509.load_pem_x509_crl(block + b"\n") for block in _REVOCATIONS.findall(pem))
 
 
-def _is_of_other_key(
-    revocations: x509.CertificateRevocationList, issuer: x509.Certificate
-) -> bool:
+def _is_of_other_key(revocations: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
     """True when both name their key and it is not the same: an authority may change its key."""
     try:
         theirs = revocations.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
@@ -244,9 +242,7 @@ def _is_of_other_key(
     return theirs.key_identifier is not None and theirs.key_identifier != ours.digest
 
 
-def _signature_holds(
-    revocations: x509.CertificateRevocationList, issuer: x509.Certificate
-) -> bool:
+def _signature_holds(revocations: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
     try:
         key: Any = issuer.public_key()
         return revocations.is_signature_valid(key)
@@ -263,7 +259,9 @@ def _check_purpose(
         raise ValueError("is not for authenticating clients")
 
 
-def _check_signs(policy: Policy, certificate: x509.Certificate, usage: x509.KeyUsage | None) -> None:
+def _check_signs(
+    policy: Policy, certificate: x509.Certificate, usage: x509.KeyUsage | None
+) -> None:
     del policy, certificate
     if usage is not None and not usage.key_cert_sign:
         raise ValueError("may not sign certificates")

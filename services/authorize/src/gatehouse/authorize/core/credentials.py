@@ -53,17 +53,26 @@ def find_credential(facts: RequestFacts, cookie_name: str) -> Credential | None:
 
     Of several cookies of that name, on whatever line, the first counts.
     """
-    for line in facts.cookie_lines:
-        if cookie_name in line:
-            match = _cookie_pattern(cookie_name).search(line)
-            if match is not None:
-                return Credential(Place.COOKIE, match[1].strip(' \t"'))
-    return _carried(facts)
+    return _cookie(facts, cookie_name) or _carried(facts)
+
+
+def has_cookie(facts: RequestFacts, cookie_name: str) -> bool:
+    """True when a session cookie came along, whatever it is worth."""
+    return _cookie(facts, cookie_name) is not None
 
 
 def carries_token(facts: RequestFacts) -> bool:
     """True when a program sent a credential in a header or the query: it wants no sign-in page."""
     return _carried(facts) is not None
+
+
+def _cookie(facts: RequestFacts, cookie_name: str) -> Credential | None:
+    for line in facts.cookie_lines:
+        if cookie_name in line:
+            match = _cookie_pattern(cookie_name).search(line)
+            if match is not None:
+                return Credential(Place.COOKIE, match[1].strip(' \t"'))
+    return None
 
 
 def _carried(facts: RequestFacts) -> Credential | None:

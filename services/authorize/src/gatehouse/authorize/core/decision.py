@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+from gatehouse.authorize.core.bearer import BearerRequest, bearer_token
 from gatehouse.authorize.core.check_request import RequestFacts
 from gatehouse.authorize.core.check_response import (
     allowed,
@@ -15,7 +16,12 @@ from gatehouse.authorize.core.check_response import (
     redirect,
     wants_sign_in_page,
 )
-from gatehouse.authorize.core.credentials import HandleReader, carries_token, find_credential
+from gatehouse.authorize.core.credentials import (
+    HandleReader,
+    carries_token,
+    find_credential,
+    has_cookie,
+)
 from gatehouse.authorize.core.evaluator import (
     ROUTE_NOT_FOUND,
     Allow,
@@ -54,6 +60,11 @@ _NOBODY_TO_IMPERSONATE: Final = (
     "This application needs to know your email address, and your session has none."
 )
 
+_TWO_CREDENTIALS: Final = (
+    "The request holds both a session cookie and a bearer token; send only one of them."
+)
+_TOKEN_REFUSED: Final = "The bearer token of this request is not accepted here."  # noqa: S105
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -61,6 +72,8 @@ class Prepared:
 
     plan: RoutePlan | None  # None: Envoy named a route that this configuration does not have
     handle: Handle | None
+    bearer: BearerRequest | None = None  # a provider's token, to be verified; there is no handle
+    problem: str = ""  # not empty: answer 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +107,12 @@ class Decider:
         plan = self.plans.internal if facts.internal else self.plans.routes.get(facts.route_id)
         if plan is None or facts.problem:
             return Prepared(plan, None)
+        reading = self.plans.bearer.of(facts)
+        token = bearer_token(facts) if reading is not None else None
+        if reading is not None and token is not None:
+            if reading.excludes_cookie and has_cookie(facts, self.plans.cookie_name):
+                return Prepared(plan, None, problem=_TWO_CREDENTIALS)
+            return Prepared(plan, None, BearerRequest(reading, token))
         credential = find_credential(facts, self.plans.cookie_name)
         handle = self._handles.read(credential, now_s) if credential is not None else None
         if handle is not None and handle.idp_id:
@@ -116,8 +135,9 @@ class Decider:
     ) -> Answer:
         """Ask policy and build what Envoy is told. Whatever is raised here must deny."""
         metadata = _metadata(identity, prepared.plan)
-        if facts.problem:
-            response = denied(facts, 400, metadata=metadata, detail=facts.problem)
+        problem = facts.problem or prepared.problem
+        if problem:
+            response = denied(facts, 400, metadata=metadata, detail=problem)
             return Answer(response, None, None)
         plan = prepared.plan
         if plan is None:
@@ -140,7 +160,9 @@ class Decider:
             if plan.headers.groups_filter is not None:
                 removed_groups = told_groups(identity, plan.headers.groups_filter)[1]
         elif isinstance(outcome, SignIn):
-            response = self._sign_in(facts, plan, metadata, now_s)
+            response = self._sign_in(
+                facts, plan, metadata, now_s, is_program=prepared.bearer is not None
+            )
         elif isinstance(outcome, EnrolDevice):
             response = self._enrol(facts, outcome, metadata, now_s)
         else:
@@ -152,6 +174,12 @@ class Decider:
                 advice=_advice(plan, facts, identity, outcome),
             )
         return Answer(response, evaluation, outcome, removed_groups)
+
+    def refused_token(self, facts: RequestFacts, prepared: Prepared) -> Answer:
+        """The answer to a bearer token that does not hold: policy is not asked."""
+        metadata = _metadata(ANONYMOUS, prepared.plan)
+        response = denied(facts, 403, metadata=metadata, detail=_TOKEN_REFUSED)
+        return Answer(response, None, None)
 
     def _allowed(
         self,
@@ -197,9 +225,11 @@ class Decider:
         plan: RoutePlan | None,
         metadata: dict[str, object],
         now_s: float,
+        *,
+        is_program: bool,
     ) -> Any:
         plans = self.plans
-        page = wants_sign_in_page(facts, carries_token=carries_token(facts))
+        page = wants_sign_in_page(facts, carries_token=is_program or carries_token(facts))
         if plan is None or not page or not plans.authenticate_url:
             return denied(facts, 401, metadata=metadata)
         target = sign_in_redirect(

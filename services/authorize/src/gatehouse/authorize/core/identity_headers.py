@@ -18,7 +18,7 @@ from gatehouse.authorize.core.client_certificate import leaf_facts
 from gatehouse.authorize.core.header_templates import Reference, Source
 from gatehouse.authorize.core.identity import Identity
 from gatehouse.authorize.core.lru import LruCache
-from gatehouse.authorize.core.route_plan import HeaderPlan
+from gatehouse.authorize.core.route_plan import SERVERLESS_HEADER, HeaderPlan
 from gatehouse.common.errors import InvalidTokenError
 from gatehouse.common.jose.keys import SigningKey, sign_jwt, verify_jwt
 from gatehouse.common.jose.times import check_times
@@ -37,6 +37,8 @@ _BASE_CLAIMS: Final = frozenset(
 )
 # A header value may hold no control characters (RFC 9110 section 5.5); claims come from outside.
 _NOT_IN_HEADERS: Final = re.compile(r"[\x00-\x1f\x7f]")
+# As the filter after authorize has it, which removes them.
+_OUR_AUTHORIZATION: Final = re.compile(r"pomerium |bearer\s+pomerium-", re.IGNORECASE)
 _MAX_CLIENT_ASSERTION: Final = 16 * 1024
 
 
@@ -51,10 +53,11 @@ class Assertion:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The identity provider's tokens of a session, for templates that ask for them."""
+    """Tokens that others gave: the session's of its identity provider, and ours of Google."""
 
     access_token: str = field(default="", repr=False)
     id_token: str = field(default="", repr=False)
+    serverless: str = field(default="", repr=False)
 
 
 NO_TOKENS: Final = Tokens()
@@ -197,6 +200,11 @@ def _headers(
         # Groups follow one line each, from the metadata of the answer: names may hold commas.
         yield "authorization", f"Bearer {plan.kubernetes_token}"
         yield "impersonate-user", identity.assertion_email
+    if tokens.serverless:
+        bearer = f"Bearer {tokens.serverless}"
+        yield SERVERLESS_HEADER, bearer
+        if not plan.sets_authorization and not _has_own_authorization(facts):
+            yield "authorization", bearer
     if plan.routing_key:
         yield ROUTING_KEY_HEADER, hashlib.sha256(identity.session_id.encode()).hexdigest()
 
@@ -205,6 +213,12 @@ def _headers(
 
     for name, template in plan.set_headers:
         yield name, template.render(resolve)
+
+
+def _has_own_authorization(facts: RequestFacts) -> bool:
+    """True when the client sent credentials for the upstream, besides any of ours."""
+    parts = (part.strip() for part in facts.headers.get("authorization", "").split(","))
+    return any(part and not _OUR_AUTHORIZATION.match(part) for part in parts)
 
 
 def _resolve(

@@ -9,22 +9,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from gatehouse.authorize.core.bearer import BearerPlans, compile_bearer
 from gatehouse.authorize.core.check_request import RequestFacts
 from gatehouse.authorize.core.client_trust import ClientTrust, Verdicts
 from gatehouse.authorize.core.criteria import Fact
 from gatehouse.authorize.core.evaluator import CompiledPolicy, Evaluation
+from gatehouse.authorize.core.google_identity import ServiceAccount, parse_account
 from gatehouse.authorize.core.header_templates import Source, Template, parse_template
 from gatehouse.authorize.core.identity import Identity
 from gatehouse.authorize.core.lru import LruCache
 from gatehouse.common.config.issues import ConfigError, Issue, Severity
 from gatehouse.common.config.model import (
-    BearerTokenFormat,
     JWTIssuerFormat,
     LoadBalancingPolicy,
     MTLSEnforcement,
 )
 from gatehouse.common.config.resolved import ResolvedRoute, ResolvedSettings
 from gatehouse.common.config.route_checks import depends_on_host
+from gatehouse.common.errors import InvalidArgumentError
 from gatehouse.common.ids import TypeUrl
 from gatehouse.common.jose.keys import SigningKey
 from gatehouse.common.policy.ast import Policy
@@ -42,6 +44,7 @@ _PER_REQUEST: Final = frozenset(
 )
 _TOKENS: Final = frozenset({Source.ACCESS_TOKEN, Source.ID_TOKEN})
 _JUDGED_CHAINS: Final = 2000
+SERVERLESS_HEADER: Final = "x-serverless-authorization"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,23 +143,26 @@ class Plans:
     idp_ids: frozenset[str]  # of all providers in use
     idp_id_by_host: Mapping[str, str]  # for sign-in on our own pages
     default_idp_id: str
+    google_account: ServiceAccount | None  # None: the account of the machine
     shared_secrets: tuple[bytes, ...] = field(repr=False)
     signing_keys: tuple[SigningKey, ...]
     cookie_name: str
     authenticate_url: str
     log_fields: tuple[str, ...]
     max_staleness_s: float  # 0: no limit
+    bearer: BearerPlans = BearerPlans()
     record_types: frozenset[TypeUrl] = frozenset()  # of external data sources, used by policies
 
 
 def compile_plans(settings: ResolvedSettings) -> Plans:
     """Compile every route. ConfigError holds all that is wrong, with each route's key."""
     issues = list(_global_issues(settings))
+    google_account = _google_account(settings, issues)
+    bearer = compile_bearer(settings, issues)
     routes: dict[str, RoutePlan] = {}
     idp_by_host: dict[str, str] = {}
     trusts = _Trusts(settings)
     for route in settings.routes:
-        issues.extend(_route_issues(route))
         plan = _route_plan(settings, route, trusts, issues)
         if plan is not None:
             routes.setdefault(route.id, plan)  # the first of equal ids is the one in force
@@ -173,6 +179,8 @@ def compile_plans(settings: ResolvedSettings) -> Plans:
         idp_ids=frozenset(found - {""}),
         idp_id_by_host=idp_by_host,
         default_idp_id=default,
+        google_account=google_account,
+        bearer=bearer,
         shared_secrets=settings.shared_secrets,
         signing_keys=settings.signing_keys,
         cookie_name=settings.settings.cookie_name,
@@ -297,6 +305,8 @@ def _header_plan(settings: ResolvedSettings, route: ResolvedRoute) -> HeaderPlan
         (name.lower(), parse_template(text))
         for name, text in (here.set_request_headers or {}).items()
     )
+    audience = _serverless_audience(route)
+    serverless = (SERVERLESS_HEADER,) if audience else ()
     return HeaderPlan(
         claim_headers=claim_headers if passes else (),
         extra_claims=tuple(everywhere.jwt_claims_headers.values()),
@@ -304,10 +314,10 @@ def _header_plan(settings: ResolvedSettings, route: ResolvedRoute) -> HeaderPlan
         passes_identity=passes,
         set_headers=set_headers,
         routing_key=here.load_balancing_policy in _HASHING,
-        removed=() if passes else tuple(name for name, _ in claim_headers),
+        removed=(*(() if passes else (name for name, _ in claim_headers)), *serverless),
         kubernetes_token=kubernetes_token,
         groups_filter=groups or None,
-        serverless_audience=_serverless_audience(route),
+        serverless_audience=audience,
         sets_authorization=bool(kubernetes_token)
         or any(name == "authorization" for name, _ in set_headers),
     )
@@ -324,31 +334,25 @@ def _host_of(entry: str) -> str:
     return depends_on_host(entry) or entry
 
 
+def _google_account(settings: ResolvedSettings, issues: list[Issue]) -> ServiceAccount | None:
+    """The configured account, when a route needs one."""
+    key = "google_cloud_serverless_authentication_service_account"
+    text = settings.settings.google_cloud_serverless_authentication_service_account
+    if not text.get_secret_value().strip() or not any(
+        route.settings.enable_google_cloud_serverless_authentication for route in settings.routes
+    ):
+        return None
+    try:
+        return parse_account(text.get_secret_value())
+    except InvalidArgumentError as error:
+        issues.append(Issue(Severity.ERROR, key, str(error), fix="the key file that Google gave"))
+        return None
+
+
 def _global_issues(settings: ResolvedSettings) -> Iterator[Issue]:
     if not settings.signing_keys:
         yield Issue(Severity.ERROR, "signing_key", "there is no key to sign assertions with")
-    if settings.settings.bearer_token_format not in _PLAIN_BEARER:
-        yield Issue(
-            Severity.ERROR,
-            "bearer_token_format",
-            "bearer tokens of identity providers are not available yet",
-            fix="use default",
-        )
-
-
-def _route_issues(route: ResolvedRoute) -> Iterator[Issue]:
-    here = route.settings
-    if here.bearer_token_format not in {None, *_PLAIN_BEARER}:
-        yield _issue(
-            route,
-            "bearer_token_format",
-            "bearer tokens of identity providers are not available yet",
-            "use default",
-        )
 
 
 def _issue(route: ResolvedRoute, key: str, message: str, fix: str = "") -> Issue:
     return Issue(Severity.ERROR, f"routes[{route.index}].{key}", message, fix=fix)
-
-
-_PLAIN_BEARER: Final = frozenset({BearerTokenFormat.DEFAULT, BearerTokenFormat.UNKNOWN})

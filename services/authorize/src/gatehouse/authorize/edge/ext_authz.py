@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc.aio
 from envoy.service.auth.v3 import external_auth_pb2_grpc
 
+from gatehouse.authorize.core.bearer import BearerRequest
 from gatehouse.authorize.core.check_request import read_check_request
 from gatehouse.authorize.core.decision import Decider
 from gatehouse.authorize.core.identity import ANONYMOUS, Identity
 from gatehouse.authorize.core.identity_headers import NO_TOKENS
-from gatehouse.authorize.core.route_plan import Plans
+from gatehouse.authorize.core.route_plan import Plans, RoutePlan
 from gatehouse.authorize.edge.authorize_log import AuthorizeLog, Line
+from gatehouse.authorize.edge.bearer_sessions import BearerSessions
+from gatehouse.authorize.edge.google_tokens import GoogleTokens
 from gatehouse.authorize.edge.replica_feed import IdentitySource
+from gatehouse.authorize.edge.token_verifiers import TokenVerifiers
 from gatehouse.common.clock import Clock, Rng
 from gatehouse.common.session.handle import Handle
 
@@ -25,11 +29,12 @@ class InForce:
 
     decider: Decider
     log: AuthorizeLog
+    verifiers: TokenVerifiers | None = None  # None: no route reads bearer tokens
 
 
-def build_in_force(plans: Plans, rng: Rng) -> InForce:
+def build_in_force(plans: Plans, rng: Rng, verifiers: TokenVerifiers | None = None) -> InForce:
     """A configuration ready to be put in force."""
-    return InForce(Decider(plans, rng), AuthorizeLog(plans.log_fields))
+    return InForce(Decider(plans, rng), AuthorizeLog(plans.log_fields), verifiers)
 
 
 class ExtAuthz(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[misc]  # untyped base
@@ -40,10 +45,24 @@ class ExtAuthz(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[mi
     anything unexpected is INTERNAL. Envoy answers both with 503, never with "allowed".
     """
 
-    def __init__(self, initial: InForce, source: IdentitySource, clock: Clock) -> None:
+    def __init__(
+        self,
+        initial: InForce,
+        source: IdentitySource,
+        clock: Clock,
+        google: GoogleTokens | None = None,
+        bearers: BearerSessions | None = None,
+    ) -> None:
         self._in_force = initial
         self._source = source
         self._clock = clock
+        self._google = google
+        self._bearers = bearers
+
+    @property
+    def in_force(self) -> InForce:
+        """The configuration that decides now."""
+        return self._in_force
 
     def put_in_force(self, new: InForce) -> None:
         """Decide by `new` from the next request on."""
@@ -59,14 +78,21 @@ class ExtAuthz(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[mi
         now_s = self._clock.now_s()
         facts = read_check_request(request, now_s)
         prepared = decider.prepare(facts, now_s)
+        handle = prepared.handle
+        if prepared.bearer is not None:
+            handle = await self._bearer_handle(in_force, prepared.bearer)
+            if handle is None:
+                return decider.refused_token(facts, prepared).response
         identity = (
-            await self._identity(prepared.handle, decider.plans.max_staleness_s, now_s)
-            if prepared.handle is not None
+            await self._identity(handle, decider.plans.max_staleness_s, now_s)
+            if handle is not None
             else ANONYMOUS
         )
         tokens = NO_TOKENS
         if prepared.plan is not None and prepared.plan.needs_tokens:
             tokens = await self._source.tokens(identity)
+        if prepared.plan is not None and prepared.plan.headers.serverless_audience:
+            tokens = replace(tokens, serverless=await self._serverless(prepared.plan, decider))
         if prepared.plan is not None and prepared.plan.policy.records:
             facts.records = await self._source.external(
                 prepared.plan.policy.records, identity, decider.plans.max_staleness_s
@@ -85,6 +111,23 @@ class ExtAuthz(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[mi
                 )
             )
         return answer.response
+
+    async def _bearer_handle(self, in_force: InForce, request: BearerRequest) -> Handle | None:
+        assert self._bearers is not None
+        assert in_force.verifiers is not None
+        plans = in_force.decider.plans
+        return await self._bearers.handle(
+            request,
+            in_force.verifiers,
+            expire_s=plans.bearer.expire_s,
+            max_staleness_s=plans.max_staleness_s,
+        )
+
+    async def _serverless(self, plan: RoutePlan, decider: Decider) -> str:
+        if self._google is None:
+            return ""
+        account = decider.plans.google_account
+        return await self._google.token(account, plan.headers.serverless_audience)
 
     async def _identity(self, handle: Handle, max_staleness_s: float, now_s: float) -> Identity:
         held = self._source.held(handle, now_s, max_staleness_s)

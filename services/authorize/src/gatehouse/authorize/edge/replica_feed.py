@@ -96,6 +96,36 @@ class IdentitySource:
             subject: Subject = end.value
         return self._cache.resolve(handle.session_id, subject, now_s)
 
+    def held_session(
+        self, session_id: str, max_staleness_s: float
+    ) -> tuple[bool, SessionFacts | None]:
+        """Whether the copy can say, and the session it has. Raises UnreadableRecordError."""
+        if not self._replica.ready or self._is_stale(max_staleness_s):
+            return False, None
+        found = self._replica.get(SESSION, session_id)
+        return True, readable(found.value if found is not None else None, SessionFacts)
+
+    def decode(self, record: Record) -> object:
+        """The facts of a record, as the copy would hold them."""
+        return self._reader.decode(record)
+
+    async def caught_up(self, server_version: int, record_version: int, limit_s: float) -> None:
+        """Return once the copy has received what was written, or after `limit_s` without."""
+        changed = asyncio.Event()
+        unsubscribe = self._replica.subscribe(lambda _change: changed.set())
+        try:
+            async with asyncio.timeout(limit_s):
+                while not all(
+                    self._replica.has_reached(type_url, server_version, record_version)
+                    for type_url in _WRITTEN_AT_SIGN_IN
+                ):
+                    changed.clear()
+                    await changed.wait()
+        except TimeoutError:
+            return  # whoever reads the session asks the databroker
+        finally:
+            unsubscribe()
+
     async def fetch(self, handle: Handle, now_s: float, max_staleness_s: float) -> Identity:
         """The identity by asking the databroker for what the copy cannot say.
 

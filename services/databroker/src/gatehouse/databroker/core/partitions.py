@@ -27,6 +27,7 @@ CENSUS_S: Final = 30.0
 PROBE_S: Final = 2.0  # how long a lease lives that is only taken to see whether it is free
 
 NAME: Final = "identity_manager"
+CENSUS: Final = "census"  # who counts, whichever process it is: two that count at once both can
 
 
 def partition_of(key: str) -> int:
@@ -42,7 +43,11 @@ def share_of(*parts: object) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Something to ask of the lease store. Answer it with `Shares.answer`."""
+    """Something to ask of the lease store. Answer it with `Shares.answer`.
+
+    A probe is a renewal under a common id, given back at once: it succeeds where nobody holds the
+    lease.
+    """
 
     verb: str  # acquire, renew, release, probe
     name: str
@@ -114,7 +119,7 @@ class Shares:
         """How many partitions this process should hold."""
         if self.alone:
             return PARTITIONS
-        # A single count may be too high: a slot that another one is probing looks taken.
+        # A single count may be too high: of a process that has just ended, say.
         return math.ceil(PARTITIONS / min(self._counts)) if self._counts else 0
 
     def held(self) -> dict[int, float]:
@@ -197,7 +202,7 @@ class Shares:
         others = [_member_name(slot) for slot in range(MEMBERS) if slot != self._slot]
         self._census_s = now_s + CENSUS_S
         self._census = _Census(len(others))
-        return [Ask("probe", name, f"{self.holder}?", PROBE_S, now_s) for name in others]
+        return [Ask("probe", name, CENSUS, PROBE_S, now_s) for name in others]
 
     def _counted(self, granted: bool | None) -> None:
         census = self._census

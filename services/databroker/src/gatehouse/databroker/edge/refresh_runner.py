@@ -294,12 +294,14 @@ class _Term:
 
     async def _asked(self, ask: Ask) -> bool:
         storage, duration_us = self._around.storage, int(ask.duration_s * 1e6)
-        if ask.verb == "renew":
-            return await storage.renew_lease(ask.name, ask.lease_id, duration_us)
-        granted = ask.verb == "release" or await storage.acquire_lease(
-            ask.name, ask.lease_id, duration_us
-        )
-        if granted and ask.verb != "acquire":
+        match ask.verb:
+            case "acquire":
+                return await storage.acquire_lease(ask.name, ask.lease_id, duration_us)
+            case "release":
+                await storage.release_lease(ask.name, ask.lease_id)
+                return True
+        granted = await storage.renew_lease(ask.name, ask.lease_id, duration_us)
+        if granted and ask.verb == "probe":
             await storage.release_lease(ask.name, ask.lease_id)
         return granted
 

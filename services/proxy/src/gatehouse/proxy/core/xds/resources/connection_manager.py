@@ -41,7 +41,6 @@ from gatehouse.common.extauthz_context import (
 )
 from gatehouse.proxy.core.xds.resource import packed
 from gatehouse.proxy.core.xds.resources.access_log import access_logs
-from gatehouse.proxy.core.xds.resources.downstream_tls import offers_quic
 from gatehouse.proxy.core.xds.resources.environment import SnapshotEnvironment
 from gatehouse.proxy.core.xds.resources.local_replies import local_replies
 from gatehouse.proxy.core.xds.resources.lua_scripts import (
@@ -155,7 +154,7 @@ def http_filters(resolved: ResolvedSettings, *, quic: bool) -> list[hcm_pb2.Http
         (EXT_AUTHZ, _ext_authz(resolved.settings)),
         (LUA_NAMESPACE, _script("clean-upstream", CLEAN_UPSTREAM)),
     ]
-    if offers_quic(resolved) and not quic:
+    if resolved.settings.codec_type is CodecType.HTTP3 and not quic:
         filters.append(("envoy.filters.http.header_mutation", _alt_svc(resolved.address.port)))
     filters.append(("envoy.filters.http.router", router_pb2.Router()))
     return [hcm_pb2.HttpFilter(name=name, typed_config=packed(config)) for name, config in filters]

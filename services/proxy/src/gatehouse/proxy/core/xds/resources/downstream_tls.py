@@ -73,17 +73,6 @@ def downstream_tls(
     return result
 
 
-def offers_quic(resolved: ResolvedSettings) -> bool:
-    """True when HTTP/3 is spoken.
-
-    Envoy cannot ask for client certificates over QUIC, so with client authorities there is none:
-    browsers that followed alt-svc would be refused for want of a certificate they have.
-    """
-    settings = resolved.settings
-    is_wanted = settings.codec_type is CodecType.HTTP3 and not settings.insecure_server
-    return is_wanted and not _client_authorities(resolved)
-
-
 def rejects_connections(resolved: ResolvedSettings) -> bool:
     """True when a client without a valid certificate does not even get a connection."""
     mtls = resolved.settings.downstream_mtls

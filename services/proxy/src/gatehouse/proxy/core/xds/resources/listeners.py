@@ -22,6 +22,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
 from envoy.extensions.transport_sockets.quic.v3 import quic_transport_pb2
 from google.protobuf.message import Message
 
+from gatehouse.common.config.model import CodecType
 from gatehouse.common.config.resolved import ListenAddress, ResolvedSettings
 from gatehouse.proxy.core.xds.resource import packed
 from gatehouse.proxy.core.xds.resources.access_log import connection_failure_log
@@ -29,7 +30,6 @@ from gatehouse.proxy.core.xds.resources.connection_manager import connection_man
 from gatehouse.proxy.core.xds.resources.downstream_tls import (
     alpn,
     downstream_tls,
-    offers_quic,
     rejects_connections,
 )
 from gatehouse.proxy.core.xds.resources.environment import SnapshotEnvironment, SnapshotFiles
@@ -48,7 +48,7 @@ def listeners(
     """All of Envoy's listeners."""
     settings = resolved.settings
     found = [_main(resolved, environment, files)]
-    if offers_quic(resolved):
+    if settings.codec_type is CodecType.HTTP3 and not settings.insecure_server:
         found.append(_quic(resolved, environment, files))
     if settings.http_redirect_addr:
         found.append(_redirect(resolved, environment))

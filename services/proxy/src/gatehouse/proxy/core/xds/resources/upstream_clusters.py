@@ -17,7 +17,12 @@ from envoy.type.v3 import http_pb2, percent_pb2, range_pb2
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
-from gatehouse.common.config.model import CircuitBreakerThresholds, LoadBalancingPolicy, Settings
+from gatehouse.common.config.model import (
+    CircuitBreakerThresholds,
+    DNSLookupFamily,
+    LoadBalancingPolicy,
+    Settings,
+)
 from gatehouse.common.config.resolved import ResolvedRoute, ResolvedSettings, Upstream
 from gatehouse.common.config.route_model import HealthCheck, HTTPHealthCheck, Payload
 from gatehouse.proxy.core.xds.resource import digest, packed, serialize
@@ -94,7 +99,10 @@ def _cluster(
         _endpoint(upstream, route, resolved, environment, files, http1_only=websockets)
         for upstream in route.upstreams
     ]
-    add_endpoints(cluster, endpoints, settings)
+    # Google's serverless hosts are asked for by IPv4 alone.
+    google = options.enable_google_cloud_serverless_authentication
+    family = DNSLookupFamily.V4_ONLY if google else None
+    add_endpoints(cluster, endpoints, settings, lookup_family=family)
     _add_load_balancing(cluster, route)
     cluster.health_checks.extend(_health_check(check) for check in options.health_checks)
     if options.outlier_detection is not None:
