@@ -17,11 +17,14 @@ from tests.support.traffic import Connection, eventually
 _API = "type.googleapis.com/envoy"
 
 
-def _config(port: int, target: int, authority: Path, server_name: str) -> dict[str, Any]:
-    tls = {
-        "sni": server_name,
-        "common_tls_context": {"validation_context": {"trusted_ca": {"filename": str(authority)}}},
-    }
+def _config(
+    port: int, target: int, authority: Path, server_name: str, client: Path | None
+) -> dict[str, Any]:
+    common: dict[str, Any] = {"validation_context": {"trusted_ca": {"filename": str(authority)}}}
+    if client is not None:
+        source = {"filename": str(client)}
+        common["tls_certificates"] = [{"certificate_chain": source, "private_key": source}]
+    tls = {"sni": server_name, "common_tls_context": common}
     manager = {
         "@type": f"{_API}.extensions.filters.network.http_connection_manager.v3"
         ".HttpConnectionManager",
@@ -81,12 +84,17 @@ def _address(port: int) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def http3_bridge(target: int, authority: Path, server_name: str) -> Iterator[int]:
-    """A loopback port whose HTTP/1.1 requests go to UDP port `target` as HTTP/3."""
+def http3_bridge(
+    target: int, authority: Path, server_name: str, client: Path | None = None
+) -> Iterator[int]:
+    """A loopback port whose HTTP/1.1 requests go to UDP port `target` as HTTP/3.
+
+    `client`: a PEM file of the client's certificate and key.
+    """
     (port,) = free_ports(1)
     with tempfile.TemporaryDirectory(prefix="gh-") as directory:
         path = Path(directory) / "bridge.json"
-        path.write_text(json.dumps(_config(port, target, authority, server_name)))
+        path.write_text(json.dumps(_config(port, target, authority, server_name, client)))
         log = Path(directory) / "bridge.log"
         with log.open("wb") as sink:
             process = subprocess.Popen(

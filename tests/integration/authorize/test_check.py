@@ -238,7 +238,7 @@ async def test_a_new_configuration_takes_effect_as_a_whole_or_not_at_all(tmp_pat
                 policy=policy_of("allow: {or: [{reject: 1}]}"),
                 route_keys={"bearer_token_format": "jwt"},
             )
-            with pytest.raises(ConfigError, match="not available yet"):
+            with pytest.raises(ConfigError, match="jwt needs identity_providers"):
                 await authorize.node.hub.apply(bad)
             assert is_allowed(await authorize.check(check_request()))
             closed = settings_for(broker.port, policy=policy_of("allow: {or: [{reject: 1}]}"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field, replace
@@ -159,6 +160,15 @@ async def store(tmp_path: Path) -> AsyncIterator[StorageCase]:
         yield case
 
 
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    """Everything that is logged, at the most talkative level."""
+    stream = io.StringIO()
+    configure_logging("trace", stream=stream)
+    yield stream
+    configure_logging("info")
+
+
 async def sign_in(issuer: str, http: httpx.AsyncClient, sub: str = "alice") -> tuple[Any, Identity]:
     configured = provider(issuer)
     client = make_provider(configured, http, CLOCK, RNG)
@@ -173,9 +183,8 @@ async def sign_in(issuer: str, http: httpx.AsyncClient, sub: str = "alice") -> t
 
 
 async def test_a_session_is_refreshed_follows_its_claims_and_ends_when_revoked(
-    issuer: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    issuer: str, tmp_path: Path, log: io.StringIO
 ) -> None:
-    configure_logging("debug")
     async with contextlib.AsyncExitStack() as stack:
         case = await stack.enter_async_context(storage_case("memory", tmp_path))
         http = await stack.enter_async_context(httpx.AsyncClient(trust_env=False))
@@ -224,8 +233,7 @@ async def test_a_session_is_refreshed_follows_its_claims_and_ends_when_revoked(
 
         await until(is_gone)
         assert latest is not None
-    written = capfd.readouterr()
-    logged = written.out + written.err
+    logged = log.getvalue()
     assert "session ended by the identity provider" in logged
     for session in (first, second, latest):
         for secret in (
@@ -386,13 +394,13 @@ async def test_every_store_refreshes_and_sweeps(backend: str, tmp_path: Path) ->
         async with managed(case.storage, ScriptedProvider(), rules=NO_CHECKS) as made:
 
             async def is_done() -> bool:
-                session = await made.session()
-                assert session is not None
                 is_swept = await made.session("old") is None
-                return is_swept and session.oauth_token.refresh_token == "next"
+                return is_swept and (await made.user()).email == "new@example.com"
 
             await until(is_done)
-            assert (await made.user()).email == "new@example.com"
+            session = await made.session()
+            assert session is not None
+            assert session.oauth_token.refresh_token == "next"
             assert await made.session("forever") == forever
             assert made.shown["partitions"] == str(PARTITIONS)
         for number in range(PARTITIONS):  # given back
@@ -484,9 +492,8 @@ async def test_a_session_that_was_signed_out_meanwhile_does_not_come_back(
 
 
 async def test_an_unexpected_error_stays_with_its_session_and_is_not_shown(
-    store: StorageCase, capfd: pytest.CaptureFixture[str]
+    store: StorageCase, log: io.StringIO
 ) -> None:
-    configure_logging("debug")
     scripted = ScriptedProvider(answer=RuntimeError("a secret is in here"))
     await put(store.storage, scripted_session())
     async with managed(store.storage, scripted, rules=NO_CHECKS) as made:
@@ -496,9 +503,8 @@ async def test_an_unexpected_error_stays_with_its_session_and_is_not_shown(
 
         await until(is_asked_again)
         assert await made.session() is not None
-    written = capfd.readouterr()
-    assert "RuntimeError" in written.err + written.out
-    assert "secret" not in written.err + written.out
+    assert "RuntimeError" in log.getvalue()
+    assert "secret" not in log.getvalue()
 
 
 async def test_a_call_under_way_at_the_stop_is_finished_and_stored(store: StorageCase) -> None:

@@ -46,6 +46,7 @@ def test_a_signed_in_browser_gets_through() -> None:
     response = one.check(headers=one.cookie("s1"))
     assert is_allowed(response)
     assert dict(response.dynamic_metadata) == {
+        "decision": "allow",  # what lets Envoy take the answer for an allow
         "route-id": ROUTE_ID,
         "session-id": "s1",
         "user": "u1",
@@ -102,7 +103,6 @@ def test_a_bad_header_hides_a_good_query() -> None:
     [
         "a=b; _pomerium={good}",
         "_pomerium={good}; _pomerium=bad",
-        "a=b,_pomerium={good}",  # two lines that Envoy joined
         '_pomerium="{good}"',
         "x_pomerium=bad; _pomerium={good}",
         "_pomerium_login_1=bad; _pomerium={good}",
@@ -116,6 +116,7 @@ def test_the_first_cookie_of_that_name_counts(cookie) -> None:
 @pytest.mark.parametrize(
     "cookie",
     [
+        "a=b,_pomerium={good}",  # R18: the rest of another cookie's value, whoever set that
         "_pomerium=bad; _pomerium={good}",
         "x_pomerium={good}",
         "_pomerium_={good}",
@@ -520,11 +521,20 @@ def test_own_pages_are_open_but_those_about_the_user() -> None:
     assert is_allowed(one.check(path="/.pomerium/user", internal=True, headers=one.cookie("s1")))
 
 
-def test_own_pages_always_get_an_assertion() -> None:
+def test_own_pages_get_an_assertion_when_there_is_somebody_to_assert() -> None:
     one = desk(pass_identity_headers=False)
-    for headers in ({}, one.cookie("s1")):
-        response = one.check(path="/.pomerium/", internal=True, headers=headers)
-        assert set_headers(response).keys() == {"x-pomerium-jwt-assertion"}
+    response = one.check(path="/.pomerium/", internal=True, headers=one.cookie("s1"))
+    assert set_headers(response).keys() == {"x-pomerium-jwt-assertion"}
+    assert not any(set_headers(one.check(path="/.pomerium/", internal=True)).values())
+
+
+@pytest.mark.parametrize(
+    "host", ["x" * 254, "a" * 50_000, "evil@app.example.com", "app.example.com:1:2", "a%2fb", ""]
+)
+def test_r56_r08_what_is_no_host_name_is_refused_and_remembered_nowhere(host) -> None:
+    one = desk(NOBODY)
+    assert status_of(one.check(path="/.pomerium/", internal=True, host=host)) == 400
+    assert status_of(one.check(path="/", host=host)) == 400
 
 
 def test_own_pages_take_handles_of_any_provider_in_use_and_of_no_other() -> None:

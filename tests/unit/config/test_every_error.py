@@ -139,8 +139,20 @@ GLOBAL_ERRORS = [
         "dns_lookup_family",
         "unknown dns_lookup_family 'v4_only' (did you mean V4_ONLY?",
     ),
-    ("dns_refresh_rate: 999us", "dns_refresh_rate", "is below 1ms (1ms or more)"),
-    ("dns_failure_refresh_rate: 1ns", "dns_failure_refresh_rate", "is below 1ms"),
+    (
+        "address: nowhere",
+        "address",
+        "'nowhere' is not an IP address to listen on (IP:port)",
+    ),
+    (
+        "address: 8443",
+        "address",
+        "'8443' is not an IP address to listen on (\":8443\" for all addresses of this machine)",
+    ),
+    ("http_redirect_addr: a.b:80", "http_redirect_addr", "is not an IP address to listen on"),
+    ("envoy_admin_address: a.b:80", "envoy_admin_address", "is not an IP address to listen on"),
+    ("dns_refresh_rate: 1ms", "dns_refresh_rate", "is not above 1ms (a duration such as 5s)"),
+    ("dns_failure_refresh_rate: 1ns", "dns_failure_refresh_rate", "is not above 1ms"),
     ("dns_query_timeout: -1s", "dns_query_timeout", "is negative"),
     ("dns_resolvers: ['udp://dns:53']", "dns_resolvers[0]", "is not a resolver (udp://IP:port"),
     (
@@ -189,7 +201,7 @@ GLOBAL_ERRORS = [
     ("authorize_workers: 2", "authorize_workers", "not available yet"),
 ]
 GLOBAL_WARNINGS = [
-    ("address: nowhere", "address", "'nowhere' is read as port 443 (host:port)"),
+    ("address: '127.0.0.1'", "address", "'127.0.0.1' is read as port 443 (host:port)"),
     ("otel_traces_exporter: x", "otel_traces_exporter", "unknown exporter 'x': nothing is sent"),
     ("otel_traces_sampler_arg: 7", "otel_traces_sampler_arg", "7 is read as 1 (0 to 1)"),
     ("otel_traces_sampler_arg: -1", "otel_traces_sampler_arg", "-1 is read as 0"),
@@ -289,7 +301,7 @@ ROUTE_ERRORS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"ring_hash_lb_config": {"hash_function": "md5"}},
         "ring_hash_lb_config.hash_function",
-        "unsupported value 'md5' (one of XX_HASH, MURMUR_HASH_2)",
+        "unsupported value 'MD5' (one of XX_HASH, MURMUR_HASH_2)",
     ),
     (
         {"maglev_lb_config": {"table_size": 65536}},

@@ -204,7 +204,10 @@ def test_inner_keys(tmp_path: Path, path: tuple[str | int, ...], key: Key) -> No
     elif key.shape.kind in GOOD:
         value, _, result = GOOD[key.shape.kind]
         loaded = load(tmp_path, json.dumps(built(here, value)), ENVIRON)
-        assert found(loaded.settings, here) == expected(key.shape, result)
+        got = found(loaded.settings, here)
+        if key.name == "hash_function":  # in any letters' case
+            got = got.lower()
+        assert got == expected(key.shape, result)
     for value, message in BAD[key.shape.kind]:
         text = json.dumps(built(here, value))
         with pytest.raises(ConfigError) as caught:

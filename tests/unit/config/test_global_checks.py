@@ -29,7 +29,7 @@ ISSUER = "issuer: 'https://i', audiences: [a]"
         ("metrics_address: 'x:0'", "metrics_address", "is not an address"),
         ("health_check_addr: '28080'", "health_check_addr", "is not an address"),
         ("tls_derive: 'a b'", "tls_derive", "is no domain"),
-        ("dns_refresh_rate: 100us", "dns_refresh_rate", "is below 1ms"),
+        ("dns_refresh_rate: 100us", "dns_refresh_rate", "is not above 1ms"),
         ("dns_query_timeout: -1s", "dns_query_timeout", "is negative"),
         ("dns_resolvers: ['1.1.1.1:53']", "dns_resolvers[0]", "is not a resolver"),
         ("dns_resolvers: ['udp://one:53']", "dns_resolvers[0]", "is not a resolver"),
@@ -105,7 +105,7 @@ def test_errors(tmp_path: Path, text: str, key: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "key"),
     [
-        ("address: nowhere", "address"),
+        ("services: authenticate\naddress: nowhere", "address"),
         ("access_log_fields: [method, nonsense]", "access_log_fields[1]"),
         ("authorize_log_fields: [nonsense]", "authorize_log_fields[0]"),
         ("envoy_dynamic_extensions: [x]", "envoy_dynamic_extensions"),
@@ -136,4 +136,5 @@ def test_good_trusted_issuers(tmp_path: Path) -> None:
         "  b: {issuer: 'http://localhost:1', audiences: [a]}\n"
         "  c: {issuer: 'kubernetes:///', audiences: [a]}\n"
     )
-    assert problems(tmp_path, LOGIN + text) == []
+    found = problems(tmp_path, LOGIN + text)
+    assert [line for line in found if "not available yet" not in line] == []

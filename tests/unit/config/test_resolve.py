@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from gatehouse.common.config.derive import main_address
 from gatehouse.common.config.issues import ConfigError
 from gatehouse.common.config.resolved import ListenAddress, ServiceName
 from gatehouse.common.jose.keys import derive_signing_key
@@ -19,6 +20,7 @@ from tests.support.configuration import (
     RANDOM,
     SECRET,
     SECRET_TEXT,
+    load,
     pem_key,
     problems,
     resolved,
@@ -259,7 +261,7 @@ def test_grpc_listener(tmp_path: Path, text: str, grpc: ListenAddress, insecure:
     ],
 )
 def test_main_address(tmp_path: Path, text: str, expected: ListenAddress) -> None:
-    assert resolved(tmp_path, LOGIN + text)[0].address == expected
+    assert main_address(load(tmp_path, LOGIN + text).settings) == expected
 
 
 def test_a_bad_grpc_address(tmp_path: Path) -> None:

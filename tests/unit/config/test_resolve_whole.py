@@ -42,7 +42,7 @@ from tests.support.configuration import (
         "authorize_workers: 2",
         "grpc_client_ca_file: /ca",
         "grpc_client_certificate_file: /tls/cert.pem",
-        "bearer_token_format: jwt",
+        "identity_providers: {k8s: {issuer: 'kubernetes:///', audiences: [a]}}",
     ],
 )
 def test_unavailable_keys_say_so(tmp_path: Path, text: str) -> None:

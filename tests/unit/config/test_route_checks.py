@@ -118,7 +118,6 @@ TCP = {**HEALTH, "tcp_health_check": {}}
             "tls_downstream_client_ca",
             "does not decode to PEM",
         ),
-        ({"bearer_token_format": "idp_access_token"}, "bearer_token_format", "not available yet"),
         ({"health_checks": [HEALTH]}, "health_checks[0]", "has 0 checkers"),
         (
             {"health_checks": [{**TCP, "grpc_health_check": {}}]},

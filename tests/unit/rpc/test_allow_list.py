@@ -33,7 +33,7 @@ def allowed(subject: str, method: str) -> bool:
     ("subject", "methods"),
     [
         ("proxy", READS | LEASES),
-        ("authorize", READS | LEASES | {"Patch"}),
+        ("authorize", READS | LEASES | {"Put", "Patch"}),
         ("authenticate", READS | LEASES | {"Put", "Patch"}),
         ("databroker", ALL),
         ("operator", ALL),

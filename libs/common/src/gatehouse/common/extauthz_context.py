@@ -18,5 +18,10 @@ CLIENT_ASSERTION_NAMESPACE: Final = "com.gatehouse.client-assertion"
 # Dynamic metadata of the decision, for the access log: session-id, user, route-id.
 DECISION_NAMESPACE: Final = "envoy.filters.http.ext_authz"
 
+# A field of it that every allow carries. An answer without it, from whatever is wrong with an
+# authorize or stands in its place, lets nothing through: Envoy takes an empty answer for an allow.
+DECISION_FIELD: Final = "decision"
+DECISION_ALLOW: Final = "allow"
+
 AUTHORIZE_CLUSTER: Final = "pomerium-authorize"
 DATABROKER_SERVICE: Final = "pomerium-databroker"

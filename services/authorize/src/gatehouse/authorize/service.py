@@ -87,6 +87,7 @@ class AuthorizeService:
                 await stop.wait()
         finally:
             unsubscribe()
+            await self._verifiers.close()
 
     async def drain(self) -> None:
         """Nothing to finish: Envoy's requests are answered until the server stops."""

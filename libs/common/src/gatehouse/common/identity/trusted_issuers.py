@@ -83,15 +83,17 @@ class TrustedIssuers:
         """`previous`: keys of issuers that have not changed are taken over from there."""
         self._http = http
         self._clock = clock
-        known = previous._by_issuer if previous is not None and previous._http is http else {}
         self._by_issuer: dict[str, _Issuer] = {}
         for one in settings:
-            kept = known.get(one.issuer)
-            self._by_issuer[one.issuer] = (
-                kept
-                if kept is not None and kept.settings == one
-                else _Issuer(one, ProviderTransport(http), clock, rng)
-            )
+            kept = previous.kept(one, http) if previous is not None else None
+            transport = ProviderTransport(http)
+            self._by_issuer[one.issuer] = kept or _Issuer(one, transport, clock, rng)
+
+    def kept(self, settings: TrustedIssuerSettings, http: httpx.AsyncClient) -> _Issuer | None:
+        """What is known of an issuer that has not changed; for the next configuration."""
+        known = self._by_issuer.get(settings.issuer)
+        unchanged = known is not None and known.settings == settings and self._http is http
+        return known if unchanged else None
 
     async def verify(self, raw: str, allowed: Collection[str] | None = None) -> IssuedToken:
         """Check a token. `allowed`: names of the issuers that count here; None: every one.

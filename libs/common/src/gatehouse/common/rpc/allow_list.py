@@ -2,7 +2,8 @@
 
 Applies to callers that say who they are in `gatehouse-jwt`. Each service may do what its part in
 the system needs: proxy reads (and takes leases, for callback URLs that work once), authorize reads,
-notes access times and writes the sessions it makes of bearer tokens, authenticate writes sessions and users. Whatever is not listed is refused.
+notes access times and writes the sessions it makes of bearer tokens, authenticate writes sessions
+and users. Whatever is not listed is refused.
 """
 
 from __future__ import annotations

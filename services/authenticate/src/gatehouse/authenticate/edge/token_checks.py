@@ -1,4 +1,6 @@
-"""The endpoints where authorize asks whether a provider's token holds (common.identity.token_check).
+"""The endpoints where authorize asks whether a provider's token holds.
+
+The wire is that of `common.identity.token_check`.
 
 They are for our own services: a question without the service JWT, for this audience and from
 authorize or an operator, is not read.

@@ -26,6 +26,7 @@ RecordKey: TypeAlias = tuple[TypeUrl, str]
 
 _BROKEN_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _DEFAULT_PORTS: Final = {"https": ":443", "http": ":80"}
+_HOST: Final = re.compile(r"(?:[a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _METHODS: Final = frozenset(
     {"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"}
 )
@@ -102,7 +103,10 @@ def read_check_request(request: Any, now_s: float) -> RequestFacts:
     )
     if attributes.HasField("metadata_context"):
         _read_metadata(facts, attributes.metadata_context.filter_metadata)
-    if path is None:
+    if not _HOST.fullmatch(host):
+        # Such a host would be a cache key, an audience and part of URLs (security R08, R56).
+        facts.problem = "The host is not a host name."
+    elif path is None:
         facts.problem = "The request path is not correctly percent-encoded."
     elif facts.method not in _METHODS and facts.method.upper() in _METHODS:
         facts.problem = "The request method must be written in upper case."

@@ -19,6 +19,7 @@ from google.rpc import status_pb2
 
 from gatehouse.authorize.core.check_request import RequestFacts
 from gatehouse.common.errors import Code
+from gatehouse.common.extauthz_context import DECISION_ALLOW, DECISION_FIELD
 from gatehouse.common.pages import (
     INTERCEPTED_HEADER,
     ErrorPage,
@@ -100,7 +101,7 @@ def allowed(
             ],
             headers_to_remove=[name for name in remove if name not in ours],
         ),
-        dynamic_metadata=_struct(metadata),
+        dynamic_metadata=_struct({**metadata, DECISION_FIELD: DECISION_ALLOW}),
     )
 
 

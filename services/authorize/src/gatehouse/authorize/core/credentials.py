@@ -151,5 +151,6 @@ def _is_time(limits: dict[str, Any], now_s: float) -> bool:
 
 @functools.lru_cache(maxsize=16)
 def _cookie_pattern(cookie_name: str) -> re.Pattern[str]:
-    # Lines that Envoy joined are apart by a comma.
-    return re.compile(rf"(?:^|[;,])[ \t]*{re.escape(cookie_name)}[ \t]*=([^;,]*)")
+    # Cookies are apart by semicolons alone (RFC 6265 section 4.2.1): after a comma there is only
+    # more of another cookie's value, which anybody may have set (security R18).
+    return re.compile(rf"(?:^|;)[ \t]*{re.escape(cookie_name)}[ \t]*=([^;]*)")

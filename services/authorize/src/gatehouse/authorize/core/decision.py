@@ -56,6 +56,7 @@ from gatehouse.common.clock import Rng
 from gatehouse.common.session.handle import Handle
 
 _RESPONSES: Final = 20_000
+_ANONYMOUS_RESPONSES: Final = 512
 _NOBODY_TO_IMPERSONATE: Final = (
     "This application needs to know your email address, and your session has none."
 )
@@ -97,6 +98,12 @@ class Decider:
         self._responses: LruCache[tuple[RoutePlan, Identity, str], tuple[Assertion | None, Any]] = (
             LruCache(_RESPONSES)
         )
+        self._nobody_inside = allowed(
+            (), remove=plans.internal.headers.removed, metadata=_metadata(ANONYMOUS, plans.internal)
+        )
+        self._anonymous_responses: LruCache[
+            tuple[RoutePlan, Identity, str], tuple[Assertion | None, Any]
+        ] = LruCache(_ANONYMOUS_RESPONSES)
 
     def prepare(self, facts: RequestFacts, now_s: float) -> Prepared:
         """Find the route that Envoy chose, by its id, and the session the request names.
@@ -190,6 +197,9 @@ class Decider:
         now_s: float,
     ) -> Any:
         headers_plan = plan.headers
+        if facts.internal and identity is ANONYMOUS:
+            # Nobody to speak of, at a host that anybody may make up: nothing is signed or kept.
+            return self._nobody_inside
         assertion = (
             self._signer.assertion(identity, facts.hostname, headers_plan, now_s)
             if plan.needs_assertion
@@ -197,8 +207,9 @@ class Decider:
         )
         is_own = plan.reads_request or plan.needs_tokens or bool(facts.client_assertion)
         key = (plan, identity, facts.hostname)
+        responses = self._anonymous_responses if identity is ANONYMOUS else self._responses
         if not is_own:
-            known = self._responses.get(key)
+            known = responses.get(key)
             if known is not None and known[0] is assertion:
                 return known[1]
         headers = request_headers(headers_plan, identity, facts, assertion, tokens)
@@ -216,7 +227,7 @@ class Decider:
             )
         response = allowed(headers, remove=headers_plan.removed, metadata=metadata)
         if not is_own:
-            self._responses.put(key, (assertion, response))
+            responses.put(key, (assertion, response))
         return response
 
     def _sign_in(

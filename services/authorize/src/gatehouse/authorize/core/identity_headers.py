@@ -16,7 +16,7 @@ from gatehouse.authorize.core.check_request import RequestFacts
 from gatehouse.authorize.core.claims import claim_text
 from gatehouse.authorize.core.client_certificate import leaf_facts
 from gatehouse.authorize.core.header_templates import Reference, Source
-from gatehouse.authorize.core.identity import Identity
+from gatehouse.authorize.core.identity import ANONYMOUS, Identity
 from gatehouse.authorize.core.lru import LruCache
 from gatehouse.authorize.core.route_plan import SERVERLESS_HEADER, HeaderPlan
 from gatehouse.common.errors import InvalidTokenError
@@ -67,6 +67,9 @@ NO_TOKENS: Final = Tokens()
 _Signed: TypeAlias = tuple[Identity, str, bool, tuple[str, ...], frozenset[str] | None]
 
 
+_ANONYMOUS_KEPT: Final = 512
+
+
 class AssertionSigner:
     """Signs assertions and remembers them for a renewal period. Bounded."""
 
@@ -76,6 +79,8 @@ class AssertionSigner:
         self._key = key
         self._new_id = new_id
         self._signed: LruCache[_Signed, Assertion] = LruCache(capacity)
+        # Nobody's assertions apart: who has no session must not push out those of who has.
+        self._anonymous: LruCache[_Signed, Assertion] = LruCache(_ANONYMOUS_KEPT)
 
     def assertion(
         self, identity: Identity, hostname: str, plan: HeaderPlan, now_s: float
@@ -85,7 +90,8 @@ class AssertionSigner:
         Raises what the signing library raises; the request must then fail.
         """
         key = (identity, hostname, plan.issuer_is_uri, plan.extra_claims, plan.groups_filter)
-        known = self._signed.get(key)
+        kept = self._anonymous if identity is ANONYMOUS else self._signed
+        known = kept.get(key)
         # Also when the clock was set back: an assertion from the future verifies nowhere.
         if known is not None and 0 < known.renew_at_s - now_s <= RENEW_AFTER_S:
             return known
@@ -99,7 +105,7 @@ class AssertionSigner:
             token_id=self._new_id(),
         )
         made = Assertion(sign_jwt(claims, self._key), claims, now_s + RENEW_AFTER_S)
-        self._signed.put(key, made)
+        kept.put(key, made)
         return made
 
 

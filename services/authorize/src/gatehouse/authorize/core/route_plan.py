@@ -150,7 +150,7 @@ class Plans:
     authenticate_url: str
     log_fields: tuple[str, ...]
     max_staleness_s: float  # 0: no limit
-    bearer: BearerPlans = BearerPlans()
+    bearer: BearerPlans
     record_types: frozenset[TypeUrl] = frozenset()  # of external data sources, used by policies
 
 

@@ -104,7 +104,8 @@ class BearerSessions:
                 async with asyncio.timeout(VERIFY_TIMEOUT_S):
                     checked = await verifiers.by_issuer(request)
             except InvalidTokenError as error:
-                return _refuse(request, error)
+                _log_refusal(request, error)
+                return None
             except TimeoutError as error:
                 raise CannotKnowError("the token's issuer did not answer in time") from error
         issued_by = checked.issued_by if checked is not None else plan.idp_id
@@ -161,7 +162,7 @@ class BearerSessions:
                 return await self._write(checked, expire_s)
         except InvalidTokenError as error:
             self._refused.put(digest, self._clock.monotonic_s() + REFUSED_FOR_S)
-            _refuse(request, error)
+            _log_refusal(request, error)
             return None
         except TimeoutError as error:
             raise CannotKnowError("a bearer token could not be verified in time") from error
@@ -204,7 +205,7 @@ class BearerSessions:
         )
 
 
-def _refuse(request: BearerRequest, error: InvalidTokenError) -> None:
+def _log_refusal(request: BearerRequest, error: InvalidTokenError) -> None:
     _log.info(
         "bearer token refused",
         format=str(request.plan.format),

@@ -120,13 +120,11 @@ class AuthenticateClient:
                 encode_question(question),
                 headers=dict(self._credentials.metadata(AUDIENCE)),
             )
-            if response.status != 200:
-                raise CannotKnowError(f"authenticate answered {response.status} about a token")
-            return read_verdict(response.json("authenticate"))
-        except CannotKnowError:
-            raise
+            if response.status == 200:
+                return read_verdict(response.json("authenticate"))
         except GatehouseError as error:
             raise CannotKnowError(f"authenticate cannot be asked: {error}") from error
+        raise CannotKnowError(f"authenticate answered {response.status} about a token")
 
 
 class TokenVerifiers:
