@@ -32,6 +32,9 @@ from tests.support.identity import NONCE, REDIRECT_URI, approve, provider_settin
 from tests.support.sign_in_world import Broker, ShiftedClock, short_directory
 
 
+_STREAMS = 80  # our servers take 100 on a connection
+
+
 @dataclass
 class BearerWorld:
     """Running services."""
@@ -42,6 +45,7 @@ class BearerWorld:
     broker: Broker
     clock: ShiftedClock
     channel: grpc.aio.Channel
+    socket: str  # of authorize's gRPC server
 
     async def check(self, token: str, **request: Any) -> Any:
         """Envoy's question about a request with this bearer token."""
@@ -51,6 +55,25 @@ class BearerWorld:
     async def ask(self, request: Any) -> Any:
         stub = external_auth_pb2_grpc.AuthorizationStub(self.channel)
         return await stub.Check(request, timeout=15)
+
+    async def crowd(self, token: str, count: int) -> list[Any]:
+        """`count` questions at once, over as many connections as Envoy would open for them."""
+        credentials = ServiceCredentials("proxy", lambda: (SECRET,), self.clock)
+        metadata = credentials.metadata("authorize")
+        request = check_request(headers={"authorization": f"Bearer {token}"})
+        async with contextlib.AsyncExitStack() as stack:
+            stubs = []
+            for _ in range(-(-count // _STREAMS)):
+                options = [("grpc.use_local_subchannel_pool", 1)]
+                channel = grpc.aio.insecure_channel(f"unix:{self.socket}", options=options)
+                await stack.enter_async_context(channel)
+                stubs.append(external_auth_pb2_grpc.AuthorizationStub(channel))
+            return await asyncio.gather(
+                *(
+                    stubs[number % len(stubs)].Check(request, timeout=30, metadata=metadata)
+                    for number in range(count)
+                )
+            )
 
     async def sessions(self) -> list[Session]:
         """Every live session."""
@@ -98,7 +121,9 @@ async def bearer_world(settings: ResolvedSettings) -> AsyncIterator[BearerWorld]
             try:
                 client = DatabrokerClient(databroker, clock=clock)
                 channel = await envoy.ready_channel(5)
-                yield BearerWorld(context, authorize, client, broker, clock, channel)
+                yield BearerWorld(
+                    context, authorize, client, broker, clock, channel, str(socket)
+                )
             finally:
                 stop.set()
                 await databroker.close()

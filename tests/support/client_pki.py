@@ -59,14 +59,19 @@ class Issued:
         """Sign an intermediate authority."""
         return issued(name, self, is_authority=True, **changes)
 
-    def revoke(self, *revoked: Issued, key: ec.EllipticCurvePrivateKey | None = None) -> str:
+    def revoke(
+        self,
+        *revoked: Issued,
+        key: ec.EllipticCurvePrivateKey | None = None,
+        ends: dt.timedelta = DAY,
+    ) -> str:
         """A revocation list of this authority, in PEM."""
         now = dt.datetime.now(dt.UTC)
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(self.certificate.subject)
             .last_update(now - 3 * DAY)
-            .next_update(now - DAY)  # dates are not looked at
+            .next_update(now + ends)
         )
         for each in revoked:
             builder = builder.add_revoked_certificate(

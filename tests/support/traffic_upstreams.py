@@ -115,7 +115,10 @@ class Server:
         address: str = "127.0.0.1",
         port: int = 0,
         tls: ssl.SSLContext | None = None,
+        path: str = "",
     ) -> None:
+        """On a loopback port, or on the Unix socket `path`."""
+        self.path = path
         self.background = background
         self.address = address
         self.port = port
@@ -132,17 +135,22 @@ class Server:
 
     @property
     def url(self) -> str:
+        if self.path:
+            return f"unix://{self.path}"
         scheme = "http" if self._tls is None else "https"
         return f"{scheme}://{self.address}:{self.port}"
 
     def start(self) -> Self:
         async def listen() -> asyncio.Server:
+            if self.path:
+                return await asyncio.start_unix_server(self._serve, self.path, limit=1 << 18)
             return await asyncio.start_server(
                 self._serve, self.address, self.port, ssl=self._tls, limit=1 << 18
             )
 
         self._server = self.background.run(listen())
-        self.port = self._server.sockets[0].getsockname()[1]
+        if not self.path:
+            self.port = self._server.sockets[0].getsockname()[1]
         return self
 
     @property

@@ -415,3 +415,23 @@ def test_a_routes_limit_beats_the_global_one(world: World) -> None:
     assert crowd(world, "own", 6) == [503] * 2 + [200] * 4
     for host in ("partly", "global"):
         assert crowd(world, host, 4) == [503] * 2 + [200] * 2, host
+
+
+def test_names_are_asked_over_tcp_where_the_settings_say_so(
+    world: World, background: Background
+) -> None:
+    async def silence_udp() -> None:
+        assert dns._udp is not None
+        dns._udp.close()
+
+    dns = DnsServer(world.zone)
+    background.run(dns.start())
+    try:
+        background.run(silence_udp())
+        route = https("dns-tcp", to=f"http://{NAME}:{world.named.members[0].port}")
+        settings = {**SETTINGS, "dns_resolvers": [f"tcp://127.0.0.1:{dns.port}"]}
+        world.product.reload([route], **settings, dns_use_tcp=True)
+        eventually(lambda: world.statuses("dns-tcp", 1) == [200])
+        assert world.share("dns-tcp", 6, world.named) == [2, 2, 2]
+    finally:
+        background.run(dns.stop())

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import jwt
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 
 from tests.support.sign_in import sign_in
+from tests.support.tls import Authority
 from tests.support.traffic import DOMAIN, Product, Reply, https
 from tests.support.traffic_upstreams import Application
 
@@ -160,6 +164,33 @@ def test_identity_headers_come_from_the_session_alone(world: Product) -> None:
         provider = jwt.decode(seen["x-id"].removeprefix("id "), options={"verify_signature": False})
         assert provider["aud"] in ("gatehouse", ["gatehouse"])
         assert seen["x-access"]
+
+
+def test_templates_name_the_client_certificate(
+    world: Product, application: Application, tmp_path: Path
+) -> None:
+    keys = {
+        "X-Fingerprint": "${pomerium.client_cert_fingerprint}",
+        "X-Names": "<${pomerium.client_cert_san_dns}>",
+        "X-Emails": "<${pomerium.client_cert_san_email}>",
+    }
+    authority = Authority(tmp_path / "clients", "Clients")
+    leaf = authority.leaf("one.client.test", "two.client.test")
+    world.reload(
+        [https("shown", to=application.url, set_request_headers=keys)],
+        downstream_mtls={"ca_file": str(authority.path), "enforcement": "policy"},
+    )
+    context = world.client_tls()
+    context.load_cert_chain(leaf.certificate, leaf.key)
+    with world.connection(tls=context) as connection:
+        reply = connection.request(host=f"shown.{DOMAIN}")
+    certificate = x509.load_pem_x509_certificate(leaf.certificate.read_bytes())
+    assert reply.arrived("x-fingerprint") == [certificate.fingerprint(hashes.SHA256()).hex()]
+    assert reply.arrived("x-names") == ["<one.client.test,two.client.test>"]
+    assert reply.arrived("x-emails") == ["<>"]
+    without = world.get("shown")
+    assert "".join(without.arrived("x-fingerprint")) == ""
+    assert without.arrived("x-names") == ["<>"]
 
 
 def headers_of(response: httpx.Response) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.envoy import short_directory
 from tests.support.traffic import DOMAIN, Product, https
 from tests.support.traffic_upstreams import Application, Background
 
@@ -262,13 +263,27 @@ def other(background: Background) -> Iterator[Application]:
 
 
 @pytest.fixture(scope="module")
-def world(product: Product, application: Application, other: Application) -> Iterator[Product]:
+def pipe(background: Background) -> Iterator[Application]:
+    with (
+        short_directory() as directory,
+        Application(background, path=str(directory / "app.sock")).running() as running,
+    ):
+        yield running
+
+
+@pytest.fixture(scope="module")
+def world(
+    product: Product, application: Application, other: Application, pipe: Application
+) -> Iterator[Product]:
     up = application.url
     routes = [
         *table_routes(up),
         *host_routes(up),
         *order_routes(up),
         https("two", to=[f"{up}/x", f"{other.url}/y"]),
+        https("pipe", to=pipe.url),
+        https("pipe-prefix", to=pipe.url, prefix="/a/", prefix_rewrite="/b/"),
+        https("name", to=up.replace("127.0.0.1", "localhost") + "/base"),
         https("said", response={"status": 418, "body": "short & stout"}),
         https("nothing", response={"status": 204, "body": ""}),
     ]
@@ -297,6 +312,17 @@ def test_only_the_first_upstreams_path_counts(world: Product, other: Application
     assert {reply.value("x-upstream") for reply in replies} >= {other.url}
     assert len({reply.value("x-upstream") for reply in replies}) == 2
     assert {reply.seen["path"] for reply in replies} == {"/xz"}
+
+
+def test_the_path_of_a_unix_socket_is_no_path_of_requests(world: Product) -> None:
+    assert sent(world, "pipe", "/a?b") == "/a?b"
+    assert sent(world, "pipe-prefix", "/a/c") == "/b/c"
+
+
+def test_localhost_is_this_machine(world: Product, application: Application) -> None:
+    reply = world.get("name", "/x")
+    assert reply.seen["path"] == "/basex"
+    assert reply.arrived("host") == [f"localhost:{application.port}"]
 
 
 @pytest.mark.parametrize("index", range(len(HOST_ROWS)))

@@ -15,7 +15,7 @@ VIEW = view_of(settings(signout_redirect_url="https://www.example.com/bye"))
 
 
 def confirmed(target, view=VIEW):
-    url = sign_out.confirm_url(view, {"pomerium_redirect_uri": target}, now_s=NOW)
+    url = sign_out.confirm_url(view, {"pomerium_redirect_uri": target}, [], now_s=NOW)
     verify_url(url, (SHARED,), now_s=NOW)
     return query_of(url).get("pomerium_redirect_uri")
 

@@ -284,6 +284,13 @@ def test_revoked_leaves_are_refused() -> None:
     assert problem(one, bad.pem) == "the certificate is revoked"
 
 
+def test_an_old_list_still_revokes() -> None:
+    good, bad = ROOT.issue(), ROOT.issue()
+    one = trust(crl=ROOT.revoke(bad, ends=-DAY))
+    assert not problem(one, good.pem)
+    assert problem(one, bad.pem)
+
+
 def test_only_the_leaf_is_looked_up() -> None:
     chain = MIDDLE.issue().chain(MIDDLE)
     assert not problem(trust(crl=ROOT.revoke(MIDDLE), max_depth=2), chain)

@@ -135,7 +135,7 @@ TCP = {**HEALTH, "tcp_health_check": {}}
             "must be above 0",
         ),
         (
-            {"health_checks": [{**TCP, "unhealthy_threshold": 0}]},
+            {"health_checks": [{**TCP, "unhealthy_threshold": None}]},
             "health_checks[0].unhealthy_threshold",
             "is required",
         ),

@@ -6,11 +6,13 @@ import pytest
 
 from gatehouse.common.jose.signed_url import verify_url
 from gatehouse.common.pages.refusal import RefusedRequestError
+from gatehouse.common.session.sign_out_binding import is_meant
 from gatehouse.proxy.core.pages_view import pages_view
 from gatehouse.proxy.core.sign_in_links import (
     clear_route_cookie,
     confirm_path,
-    needs_confirmation,
+    is_cross_site,
+    is_front_channel_logout,
     programmatic_login_url,
     sign_out_url,
 )
@@ -79,31 +81,64 @@ def test_the_provider_is_the_routes():
 
 
 @pytest.mark.parametrize(
-    ("site", "same_origin", "params", "asks"),
+    ("site", "same_origin", "is_other"),
     [
-        ("same-origin", True, {}, False),
-        ("same-site", True, {}, False),
-        ("none", True, {}, False),
-        ("cross-site", True, {}, True),
-        (None, True, {}, False),
-        (None, False, {}, True),
-        ("cross-site", True, {"iss": "https://idp.example.com"}, False),
-        ("cross-site", True, {"iss": "https://idp.example.com/"}, False),
-        ("cross-site", True, {"iss": "https://evil.example.net"}, True),
-        ("cross-site", True, {"iss": ""}, True),
+        ("same-origin", True, False),
+        ("same-site", True, False),
+        ("none", True, False),
+        ("cross-site", True, True),
+        (None, True, False),
+        (None, False, True),
     ],
 )
-def test_r34_another_site_cannot_sign_anybody_out(site, same_origin, params, asks):
-    assert needs_confirmation(VIEW, params, sec_fetch_site=site, same_origin=same_origin) is asks
+def test_r34_another_site_is_known_as_one(site, same_origin, is_other):
+    assert is_cross_site(sec_fetch_site=site, same_origin=same_origin) is is_other
+
+
+@pytest.mark.parametrize(
+    ("params", "sid", "counts"),
+    [
+        ({"iss": "https://idp.example.com", "sid": "s"}, "s", True),
+        ({"iss": "https://idp.example.com/", "sid": "s"}, "s", True),
+        ({"iss": "https://idp.example.com"}, "s", False),
+        ({"iss": "https://idp.example.com", "sid": "t"}, "s", False),
+        ({"iss": "https://idp.example.com", "sid": "s"}, None, False),
+        ({"iss": "https://idp.example.com", "sid": ""}, "", False),
+        ({"iss": "https://evil.example.net", "sid": "s"}, "s", False),
+        ({"iss": "", "sid": "s"}, "s", False),
+        ({"sid": "s"}, "s", False),
+    ],
+)
+def test_r34_a_front_channel_logout_names_the_provider_and_its_session(params, sid, counts):
+    assert is_front_channel_logout(VIEW, params, sid) is counts
 
 
 def test_a_deployment_without_provider_url_has_no_front_channel():
     view = pages_view(settings(idp=provider(url="")))
-    assert needs_confirmation(view, {"iss": ""}, sec_fetch_site="cross-site", same_origin=True)
+    assert not is_front_channel_logout(view, {"iss": "", "sid": "s"}, "s")
+
+
+def test_r34_a_sign_out_link_is_for_one_session():
+    one = sign_out_url(VIEW, {}, session_id="s1", now_s=NOW)
+    nobodys = sign_out_url(VIEW, {}, session_id="", now_s=NOW)
+    assert one is not None
+    assert nobodys is not None
+    digest = query_of(one)["gatehouse_sign_out"]
+    assert is_meant(digest, "s1")
+    assert not is_meant(digest, "s2")
+    assert "gatehouse_sign_out" not in query_of(nobodys)
+    assert not is_meant("", "s1")
+
+
+@pytest.mark.parametrize("host", [f"evil@{APP}", f"{APP}:x", f"{APP}:1:2", f"{APP}/", ""])
+def test_r08_our_pages_answer_to_plain_hosts_only(host):
+    assert VIEW.canonical_host(host) is None
+    assert VIEW.canonical_host(APP) == APP
+    assert VIEW.canonical_host(f"{APP}:443") == APP
 
 
 def target_of(params, **keys):
-    url = sign_out_url(pages_view(settings(**keys)), params, now_s=NOW)
+    url = sign_out_url(pages_view(settings(**keys)), params, session_id="s", now_s=NOW)
     assert url is not None
     verify_url(url, (SHARED,), now_s=NOW)
     assert url.startswith("https://authenticate.example.com/.pomerium/sign_out?")
@@ -122,11 +157,12 @@ def test_r26_the_target_of_a_sign_out_is_the_operators():
     view = pages_view(settings(**anything))
     for target in ("javascript:x", "//evil", "https://a@b", "https:///x", "https://a\\b"):
         params = {"pomerium_redirect_uri": target}
-        assert refused(sign_out_url, view, params, now_s=NOW) == 400
+        assert refused(sign_out_url, view, params, session_id="", now_s=NOW) == 400
 
 
 def test_without_sign_in_there_is_nowhere_to_sign_out():
-    assert sign_out_url(pages_view(settings(authenticate_url="")), {}, now_s=NOW) is None
+    view = pages_view(settings(authenticate_url=""))
+    assert sign_out_url(view, {}, session_id="s", now_s=NOW) is None
 
 
 def test_the_confirmation_leads_to_this_host():

@@ -144,7 +144,7 @@ class EndpointApp:
             Route(endpoint.path, self._guarded(endpoint), methods=None)
             for endpoint in self.endpoints
         ]
-        routes.append(Route("/{rest:path}", self._missing, methods=None))
+        routes.append(Route("/{rest:path}", _AsgiEndpoint(self._missing), methods=None))
         self.asgi = Starlette(routes=routes)
         self.asgi.router.redirect_slashes = False
 

@@ -20,6 +20,7 @@ __all__ = [
     "SESSION",
     "SESSION_ENCRYPTED",
     "SIGNATURE",
+    "SIGN_OUT",
     "TRACEPARENT",
     "TRACESTATE",
 ]
@@ -45,3 +46,5 @@ TRACESTATE: Final = "pomerium_tracestate"
 DEVICE_TYPE: Final = "pomerium_device_type"
 LOGIN: Final = "gatehouse_login"
 """Digest of the login binding: ties a callback to the browser that asked (session fixation)."""
+SIGN_OUT: Final = "gatehouse_sign_out"
+"""Digest of the session that a sign-out link was made for."""

@@ -19,6 +19,7 @@ from gatehouse.common.jose.signed_url import sign_url
 from gatehouse.common.session import query_params
 from gatehouse.common.session.handle import Handle
 from gatehouse.common.session.redirects import check_redirect
+from gatehouse.common.session.sign_out_binding import is_meant, sign_out_digest
 
 _WEB = ("http", "https")
 
@@ -31,20 +32,37 @@ class SignOut:
     target: str  # empty: the signed-out page
 
 
-def confirm_url(view: AuthenticateView, params: Mapping[str, str], *, now_s: float) -> str:
-    """A sign-out URL signed now.
+def confirm_url(
+    view: AuthenticateView,
+    params: Mapping[str, str],
+    cookie_lines: Sequence[str],
+    *,
+    now_s: float,
+) -> str:
+    """A sign-out URL signed now, for the session of the browser that is shown it.
 
     The request's own target is kept only if it leads to this deployment, to
     `signout_redirect_url`, or anywhere when the operator allows that; else it is dropped, or the
     page would be an open redirect behind one click.
     """
     target = params.get(query_params.REDIRECT_URI, "")
-    query = ""
+    query: dict[str, str] = {}
     if target and _is_allowed(view, target):
-        query = "?" + urlencode({query_params.REDIRECT_URI: target})
+        query[query_params.REDIRECT_URI] = target
+    handle = read_handle(view, cookie_lines)
+    if handle is not None:
+        query[query_params.SIGN_OUT] = sign_out_digest(handle.session_id)
+    url = f"https://{view.host}{SIGN_OUT_PATH}"
     return sign_url(
-        f"https://{view.host}{SIGN_OUT_PATH}{query}", view.shared_secrets[0], now_s=now_s
+        f"{url}?{urlencode(query)}" if query else url, view.shared_secrets[0], now_s=now_s
     )
+
+
+def needs_confirmation(sign_out: SignOut, params: Mapping[str, str]) -> bool:
+    """Whether the signed link was made for another session than this browser's (security R34)."""
+    if sign_out.handle is None:
+        return False  # there is nothing of ours to end
+    return not is_meant(params.get(query_params.SIGN_OUT, ""), sign_out.handle.session_id)
 
 
 def read(view: AuthenticateView, params: Mapping[str, str], cookie_lines: Sequence[str]) -> SignOut:

@@ -267,10 +267,12 @@ class AuthenticateEndpoints:
 
     async def _sign_out(self, call: Call) -> Response:
         view = self.view
-        if not call.signed:
-            url = sign_out.confirm_url(view, call.params, now_s=self._clock.now_s())
+        request = sign_out.read(view, call.params, call.cookie_lines) if call.signed else None
+        if request is None or sign_out.needs_confirmation(request, call.params):
+            url = sign_out.confirm_url(
+                view, call.params, call.cookie_lines, now_s=self._clock.now_s()
+            )
             return html(render_sign_out_confirm(Link("Sign out", url)))
-        request = sign_out.read(view, call.params, call.cookie_lines)
         session: Session | None = None
         idp_id = call.params.get(query_params.IDP_ID, "")
         if request.handle is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -11,6 +12,8 @@ from gatehouse.common.jose.keys import SigningKey
 from gatehouse.common.session.allowed_hosts import host_pattern, served_hosts, whitelisted_hosts
 
 _HTTPS_PORT = ":443"
+# A name and at most a port: userinfo and second ports are read differently by different parsers.
+_PLAIN_HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class PagesView:
 
     def canonical_host(self, host: str) -> str | None:
         """`host` as URLs are signed for it (no default port), if it is served here; else None."""
-        name = hostname_of(host)
+        name = hostname_of(host) if _PLAIN_HOST.fullmatch(host) else ""
         if not name or not self.is_served(name):
             return None
         return host.removesuffix(_HTTPS_PORT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
@@ -13,6 +14,7 @@ from gatehouse.common.pages.refusal import RefusedRequestError, not_found
 from gatehouse.common.session import query_params
 from gatehouse.common.session.cookies import clear_cookie
 from gatehouse.common.session.redirects import check_redirect
+from gatehouse.common.session.sign_out_binding import sign_out_digest
 from gatehouse.proxy.core.pages_view import PagesView, hostname_of
 
 CALLBACK_PATH: Final = "/.pomerium/callback/"
@@ -55,21 +57,35 @@ def programmatic_login_url(
     )
 
 
-def needs_confirmation(
-    view: PagesView, params: Mapping[str, str], *, sec_fetch_site: str | None, same_origin: bool
+def is_cross_site(*, sec_fetch_site: str | None, same_origin: bool) -> bool:
+    """Whether another site asks; `same_origin` is for browsers without Fetch Metadata."""
+    return sec_fetch_site == "cross-site" if sec_fetch_site is not None else not same_origin
+
+
+def is_front_channel_logout(
+    view: PagesView, params: Mapping[str, str], provider_session: str | None
 ) -> bool:
-    """Whether a sign-out must be confirmed because another site asked for it (security R34).
+    """Whether a request is our own provider ending the very session of this browser.
 
-    A front-channel logout of our own provider (OIDC Front-Channel Logout 1.0, section 2) comes
-    from another site by design and names itself by `iss`. `same_origin` says that Origin, if sent,
-    is this host: for browsers without Fetch Metadata.
+    OIDC Front-Channel Logout 1.0, section 2: it comes from another site by design, and names the
+    provider (`iss`) and its session (`sid`). The first is public; the second is the proof.
+    `provider_session` is the `sid` that the provider gave when the session was made.
     """
-    cross_site = sec_fetch_site == "cross-site" if sec_fetch_site is not None else not same_origin
-    return cross_site and params.get("iss", "").rstrip("/") not in view.issuers
+    asked = params.get("sid", "")
+    return (
+        params.get("iss", "").rstrip("/") in view.issuers
+        and bool(asked)
+        and provider_session is not None
+        and hmac.compare_digest(asked.encode(), provider_session.encode())
+    )
 
 
-def sign_out_url(view: PagesView, params: Mapping[str, str], *, now_s: float) -> str | None:
+def sign_out_url(
+    view: PagesView, params: Mapping[str, str], *, session_id: str, now_s: float
+) -> str | None:
     """The signed URL at authenticate that ends the session; None where nobody signs in.
+
+    Without a session, or followed by another one's browser, authenticate asks first.
 
     Raises RefusedRequestError (400) for a target that the operator allows to be named and that is
     no URL; where naming one is not allowed it is ignored.
@@ -89,9 +105,12 @@ def sign_out_url(view: PagesView, params: Mapping[str, str], *, now_s: float) ->
                 reason="redirect-target",
             ) from error
         target = asked
-    query = "?" + urlencode({query_params.REDIRECT_URI: target}) if target else ""
+    query = {query_params.REDIRECT_URI: target} if target else {}
+    if session_id:
+        query[query_params.SIGN_OUT] = sign_out_digest(session_id)
+    url = f"{view.authenticate_url}{SIGN_OUT_PATH}"
     return sign_url(
-        f"{view.authenticate_url}{SIGN_OUT_PATH}{query}", view.shared_secrets[0], now_s=now_s
+        f"{url}?{urlencode(query)}" if query else url, view.shared_secrets[0], now_s=now_s
     )
 
 

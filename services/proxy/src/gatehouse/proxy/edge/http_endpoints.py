@@ -55,7 +55,8 @@ from gatehouse.proxy.core.sign_in_links import (
     SIGN_OUT_PATH,
     clear_route_cookie,
     confirm_path,
-    needs_confirmation,
+    is_cross_site,
+    is_front_channel_logout,
     programmatic_login_url,
     sign_out_url,
 )
@@ -263,19 +264,30 @@ class ProxyEndpoints:
     async def _sign_out(self, call: Call) -> Response:
         view = self.view
         origin = call.header("origin")
-        if needs_confirmation(
-            view,
-            call.params,
+        handle = self._handle(view, call)
+        if is_cross_site(
             sec_fetch_site=call.header("sec-fetch-site"),
             same_origin=origin is None or origin.lower() == f"https://{call.host}",
-        ):
+        ) and not await self._is_front_channel_logout(view, call, handle):
             confirm = Link("Sign out", confirm_path(call.params))
             return html(render_sign_out_confirm(confirm, Link("Stay signed in", "/")))
         cleared = clear_route_cookie(view)
-        url = sign_out_url(view, call.params, now_s=self._clock.now_s())
+        session_id = handle.session_id if handle is not None else ""
+        url = sign_out_url(view, call.params, session_id=session_id, now_s=self._clock.now_s())
         if url is None:
             return with_cookies(html(render_signed_out()), [cleared])
         return redirect(url, set_cookies=[cleared])
+
+    async def _is_front_channel_logout(
+        self, view: PagesView, call: Call, handle: Handle | None
+    ) -> bool:
+        if handle is None or not call.params.get("sid"):
+            return False
+        with _databroker_errors():
+            session = await self._session(handle)
+        values = list(session.claims["sid"].values) if session is not None else []
+        provider_session = values[0].string_value if len(values) == 1 else None
+        return is_front_channel_logout(view, call.params, provider_session)
 
     async def _programmatic_login(self, call: Call) -> Response:
         return plain(

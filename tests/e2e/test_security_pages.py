@@ -1,4 +1,4 @@
-"""Holes in the pages (authenticate, proxy's endpoints, common/pages): each test fails today."""
+"""What attackers try on our own pages: forced sign-outs, odd hosts, unknown paths."""
 
 from __future__ import annotations
 
@@ -51,7 +51,13 @@ def test_r34_naming_the_provider_is_no_proof_of_being_it(world: World) -> None:
 
 def test_unknown_pages_answer_every_method_with_our_page(world: World) -> None:
     """Starlette itself answered: 405, bare text, none of our headers."""
-    answer = http1(world, "/.pomerium/nothing", host="app.localhost", method="POST", lines=["Content-Length: 0"])
+    answer = http1(
+        world,
+        "/.pomerium/nothing",
+        host="app.localhost",
+        method="POST",
+        lines=["Content-Length: 0"],
+    )
     assert answer.status == 404
     assert dict(answer.headers).get("cache-control") == "no-store"
 
@@ -61,5 +67,7 @@ def test_r08_our_pages_answer_to_plain_hosts_only(world: World, host: str) -> No
     """The host came back in issuer and jwks_uri, and in a signed callback address."""
     answer = http1(world, "/.well-known/pomerium", host=host)
     assert answer.status in (400, 404)
-    login = http1(world, "/.pomerium/api/v1/login?pomerium_redirect_uri=http://localhost:1/", host=host)
+    login = http1(
+        world, "/.pomerium/api/v1/login?pomerium_redirect_uri=http://localhost:1/", host=host
+    )
     assert login.status in (400, 404)
