@@ -31,7 +31,7 @@ def _signed_sign_out_from_page(world: World) -> str:
 
 @pytest.mark.parametrize("source", [_signed_sign_out_from_route, _signed_sign_out_from_page])
 def test_r34_a_signed_sign_out_link_of_somebody_else_signs_nobody_out(world: World, source) -> None:
-    """Anybody gets a signed link without a session, and it worked in every browser for 5 minutes."""
+    """Anybody gets a signed link without a session; it must not work in every browser."""
     link = source(world)
     with world.stack.client() as victim:
         sign_in(victim, world.stack.url("app.localhost"), GRACE)

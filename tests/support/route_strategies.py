@@ -22,14 +22,16 @@ PATTERN = st.sampled_from(
 SUBSTITUTION = st.sampled_from([r"\1", r"\0\\", "", "x"]) | TEXT
 SECONDS = st.sampled_from(["0s", "0.000000001s", "0.5s", "30s", "300s", "3153600000s"])
 DURATION = st.sampled_from(["0s", "1ns", "1ms", "30s", "876000h"])
-WHOLE = st.sampled_from([0, 1, 2, 3, 4, 64, 1023, 1024, 65537, 2**23, 2**23 + 1, 2**32 - 1])
+WHOLE: Final = (0, 1, 2, 3, 4, 64, 1023, 1024, 65537, 2**23, 2**23 + 1, 2**32 - 1)
 PAYLOAD = st.sampled_from([{"text": "50494E47"}, {"text": "5"}, {"binary": "aGk="}, {"binary": ""}])
 STATUSES = st.sampled_from(
     [{"start": 200, "end": 300}, {"start": 100, "end": 600}, {"start": 5, "end": 5}]
 )
 HOSTS = st.sampled_from(
-    ["https://a{}.example.com", "https://*.a{}.example.com", "https://a{}-*.example.com"]
-    + ["https://A{}.example.com:8443", "https://a{}.*.com", "https://a{}_b.example.com."]
+    (
+        *("https://a{}.example.com", "https://*.a{}.example.com", "https://a{}-*.example.com"),
+        *("https://A{}.example.com:8443", "https://a{}.*.com", "https://a{}_b.example.com."),
+    )
 )
 _SETS: Final = (
     ["http://127.0.0.1:8001"],
@@ -97,7 +99,8 @@ def of_key(name: str, shape: Shape) -> st.SearchStrategy[Any]:
     if shape.bounds == (0, 100):
         return st.integers(0, 100)
     if shape.bounds is not None:
-        return WHOLE.filter(lambda value: value <= (shape.bounds or (0, 0))[1])
+        low, high = shape.bounds
+        return st.sampled_from([value for value in WHOLE if low <= value <= high])
     return _SIMPLE[shape.kind]
 
 

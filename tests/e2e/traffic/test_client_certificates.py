@@ -144,9 +144,9 @@ def status(product: Product, host: str, who: Issued | None, *above: Issued) -> i
 def test_without_certificate_nothing_is_reached(
     world: Product, application: Application, host: str
 ) -> None:
-    before = len(application.requests)
+    before = len(application.seen)
     assert status(world, host, None) == 495
-    assert len(application.requests) == before
+    assert len(application.seen) == before
 
 
 @pytest.mark.usefixtures("default")
@@ -319,7 +319,7 @@ def test_reject_connection(
         match_subject_alt_names=[{"email": r".*@example\.com"}],
     )
     assert status(world, "public", ADA) == 200
-    before = len(application.requests)
+    before = len(application.seen)
     strangers = (
         None,
         EVE,  # revoked
@@ -332,7 +332,7 @@ def test_reject_connection(
         assert status(world, "public", who) == REFUSED
     with pytest.raises(OSError):
         ask(world, "public", client(world, None), "/ping")
-    assert len(application.requests) == before
+    assert len(application.seen) == before
     # In the handshake every authority counts; then it is the route's that does.
     other = OTHER.issue("y", names=[x509.RFC822Name("y@example.com")])
     assert status(world, "own", other) == 200

@@ -24,9 +24,10 @@ def accepted(candidates: list[dict[str, Any]]) -> ResolvedSettings | None:
         try:
             return settings_of(*left)
         except ConfigError as error:
-            places = {re.match(r"routes\[(\d+)\]", issue.key) for issue in error.issues}
-            assert None not in places, error
-            wrong = {int(place[1]) for place in places if place is not None}
+            found = (re.match(r"routes\[(\d+)\]", issue.key) for issue in error.issues)
+            wrong = {int(place[1]) for place in found if place is not None}
+            if not wrong:
+                raise
             left = [one for index, one in enumerate(left) if index not in wrong]
     return None
 
