@@ -31,7 +31,6 @@ from tests.support.check import SECRET, check_request
 from tests.support.identity import NONCE, REDIRECT_URI, approve, provider_settings
 from tests.support.sign_in_world import Broker, ShiftedClock, short_directory
 
-
 _STREAMS = 80  # our servers take 100 on a connection
 
 
@@ -121,9 +120,7 @@ async def bearer_world(settings: ResolvedSettings) -> AsyncIterator[BearerWorld]
             try:
                 client = DatabrokerClient(databroker, clock=clock)
                 channel = await envoy.ready_channel(5)
-                yield BearerWorld(
-                    context, authorize, client, broker, clock, channel, str(socket)
-                )
+                yield BearerWorld(context, authorize, client, broker, clock, channel, str(socket))
             finally:
                 stop.set()
                 await databroker.close()

@@ -10,6 +10,7 @@ from envoy.service.auth.v3 import external_auth_pb2
 from gatehouse.authorize.core.check_request import read_check_request
 from gatehouse.authorize.core.decision import Answer, Decider
 from gatehouse.authorize.core.identity import ANONYMOUS, IdentityCache
+from gatehouse.authorize.core.identity_headers import NO_TOKENS, Tokens
 from gatehouse.authorize.core.route_plan import compile_plans
 from gatehouse.common.config.model import Settings
 from gatehouse.common.config.resolved import (
@@ -200,17 +201,17 @@ class Desk:
         self.decider = Decider(compile_plans(settings), SeededRng())
         self.identities = IdentityCache()
 
-    def answer(self, request: Any) -> Answer:
+    def answer(self, request: Any, tokens: Tokens = NO_TOKENS) -> Answer:
         facts = read_check_request(request, self.now_s)
         prepared = self.decider.prepare(facts, self.now_s)
         identity = ANONYMOUS
         if prepared.handle is not None:
             name = prepared.handle.session_id
             identity = self.identities.resolve(name, self.world.subject(name), self.now_s)
-        return self.decider.answer(facts, prepared, identity, self.now_s)
+        return self.decider.answer(facts, prepared, identity, self.now_s, tokens)
 
-    def check(self, **request: Any) -> Any:
-        return self.answer(check_request(**request)).response
+    def check(self, *, tokens: Tokens = NO_TOKENS, **request: Any) -> Any:
+        return self.answer(check_request(**request), tokens).response
 
     def cookie(self, session_id: str, **changes: Any) -> dict[str, str]:
         """Request headers of a signed-in browser."""

@@ -40,6 +40,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from gatehouse.common.clock import SystemClock, SystemRng
 from gatehouse.common.config.resolve import load_and_resolve
 from gatehouse.common.config.resolved import ResolvedSettings
+from gatehouse.common.extauthz_context import DECISION_ALLOW, DECISION_FIELD
 from gatehouse.common.pages import envoy_error_template
 from gatehouse.common.runtime.health import HealthRegistry
 from gatehouse.proxy.core.xds.resource import (
@@ -192,8 +193,7 @@ def allow(
             )
         )
     response.ok_response.SetInParent()
-    if metadata:
-        response.dynamic_metadata.update(metadata)
+    response.dynamic_metadata.update({DECISION_FIELD: DECISION_ALLOW, **(metadata or {})})
     return response
 
 

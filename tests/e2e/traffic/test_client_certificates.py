@@ -315,7 +315,7 @@ def test_reject_connection(
 ) -> None:
     use(
         enforcement="reject_connection",
-        crl=b64(ROOT.revoke(EVE)),
+        crl=b64(ROOT.revoke(EVE) + OTHER.revoke()),  # Envoy wants one of every authority
         match_subject_alt_names=[{"email": r".*@example\.com"}],
     )
     assert status(world, "public", ADA) == 200
@@ -374,6 +374,22 @@ def test_r57_a_resumed_session_is_judged_like_a_new_one(
     assert (reused, code) == (False, 495)
     use(by=other, ca=b64(OTHER.pem), enforcement="reject_connection")
     assert again("told")[:2] == (False, REFUSED)
+
+
+def test_r57_no_session_outlives_the_list_that_revokes_it(
+    world: Product, use: Callable[..., None]
+) -> None:
+    use(enforcement="reject_connection", crl=b64(ROOT.revoke()))
+    context = client(world, ADA)
+    with Connection(world.port, context) as first:
+        assert first.request(host=f"public.{DOMAIN}").status == 200
+        session = first.socket.session
+    with Connection(world.port, context, session=session) as second:
+        assert second.request(host=f"public.{DOMAIN}").status == 200
+        assert second.socket.session_reused
+    use(enforcement="reject_connection", crl=b64(ROOT.revoke(ADA)))
+    with pytest.raises(OSError), Connection(world.port, context, session=session) as third:
+        third.request(host=f"public.{DOMAIN}")
 
 
 # -- HTTP/3

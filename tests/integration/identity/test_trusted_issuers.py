@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -60,8 +59,8 @@ def settings_of(idp: HostileProvider, name: str = "ci", **changes: Any) -> Trust
 @pytest.fixture
 async def issuers(
     idp: HostileProvider, http: httpx.AsyncClient, clock: SteadyClock
-) -> AsyncIterator[TrustedIssuers]:
-    yield TrustedIssuers([settings_of(idp)], http, clock, SystemRng())
+) -> TrustedIssuers:
+    return TrustedIssuers([settings_of(idp)], http, clock, SystemRng())
 
 
 async def refused(issuers: TrustedIssuers, raw: str) -> str:

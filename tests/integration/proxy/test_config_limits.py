@@ -187,6 +187,7 @@ def test_what_is_inside_is_accepted_by_both() -> None:
         for index, keys in enumerate(INSIDE)
     ]
     assert verdict(settings_of(*routes)) == ""
+    assert verdict(unchecked(route())) == ""
 
 
 @pytest.mark.parametrize(("keys", "where"), OUTSIDE)

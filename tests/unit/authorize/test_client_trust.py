@@ -5,17 +5,24 @@ from __future__ import annotations
 import datetime as dt
 import ipaddress
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from gatehouse.authorize.core.check_request import read_check_request
 from gatehouse.authorize.core.client_certificate import leaf_facts
 from gatehouse.authorize.core.client_trust import ClientTrust
+from gatehouse.authorize.core.evaluator import Allow, Deny, decide
+from gatehouse.authorize.core.identity import ANONYMOUS
 from gatehouse.authorize.core.lru import LruCache
+from gatehouse.authorize.core.route_plan import Plans, compile_plans
 from gatehouse.authorize.errors import UnreadableCertificateError
+from tests.support.check import check_request, resolved_settings, route
 from tests.support.client_pki import CLIENT, DAY, SERVER, Issued, issued, principal
+from tests.support.policy import policy_of
 
 NOW = dt.datetime.now(dt.UTC).replace(microsecond=0)
 NOW_S = NOW.timestamp()
@@ -336,3 +343,74 @@ def test_what_is_known_is_bounded_and_apart_for_each_trust() -> None:
         assert not problem(ours, ROOT.issue().pem)
     assert len(verdicts) == 2
     assert ours.judge("", NOW_S).until_s == math.inf
+
+
+# Routes
+
+
+RULE = "invalid-client-certificate"
+PUBLIC = policy_of("allow: {or: [{accept: true}]}")
+
+
+def reasons(plans: Plans, route_id: str, **facts: Any) -> frozenset[str]:
+    plan = plans.routes[route_id]
+    request = read_check_request(check_request(route_id=route_id, **facts), NOW_S)
+    evaluation = plan.evaluate(request, ANONYMOUS)
+    assert decide(evaluation).__class__ is (Deny if evaluation.deny.value else Allow)
+    return evaluation.deny.reasons
+
+
+def plans_of(enforcement: str, *, everywhere: bool, here: bool) -> Plans:
+    own = route(PUBLIC, route_id="own", index=0, from_="https://own.example.com")
+    if here:
+        own = replace(own, tls_downstream_client_ca_pem=MIDDLE.pem.encode())
+    settings = resolved_settings(
+        own,
+        route(PUBLIC, route_id="other", index=1),
+        downstream_mtls={"enforcement": enforcement},
+    )
+    if everywhere:
+        settings = replace(settings, downstream_mtls_ca_pem=ROOT.pem.encode())
+    return compile_plans(settings)
+
+
+@pytest.mark.parametrize("enforcement", ["policy_with_default_deny", "reject_connection"])
+def test_the_default_rule_is_for_all_routes_once_there_is_an_authority(enforcement: str) -> None:
+    good, other = ROOT.issue().pem, MIDDLE.issue().pem
+    plans = plans_of(enforcement, everywhere=True, here=True)
+    assert reasons(plans, "own", certificate=good) == {RULE}
+    assert reasons(plans, "own", certificate=other) == {"valid-client-certificate"}
+    assert reasons(plans, "other", certificate=good) == {"valid-client-certificate"}
+    assert reasons(plans, "other", certificate=other) == {RULE}
+    assert reasons(plans, "other") == {"client-certificate-required"}
+    # Where no authority is set, every certificate and none will do.
+    plans = plans_of(enforcement, everywhere=False, here=True)
+    assert reasons(plans, "own") == {"client-certificate-required"}
+    assert reasons(plans, "other") == {"valid-client-certificate"}
+    plans = plans_of(enforcement, everywhere=False, here=False)
+    assert reasons(plans, "own") == frozenset()
+
+
+def test_with_policy_there_is_no_default_rule() -> None:
+    plans = plans_of("policy", everywhere=True, here=True)
+    assert reasons(plans, "own") == reasons(plans, "other") == frozenset()
+
+
+def test_a_decision_lasts_no_longer_than_the_certificate() -> None:
+    plans = plans_of("policy_with_default_deny", everywhere=True, here=False)
+    leaf = ROOT.issue(ends=dt.timedelta(seconds=30), now=NOW)
+    request = read_check_request(check_request(route_id="own", certificate=leaf.pem), NOW_S)
+    plan = plans.routes["own"]
+    assert plan.evaluate(request, ANONYMOUS).valid_until_s == NOW_S + 31
+
+
+def test_a_certificate_that_cannot_be_read_is_no_decision() -> None:
+    plans = plans_of("policy_with_default_deny", everywhere=True, here=False)
+    chain = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+    request = read_check_request(check_request(route_id="own", certificate=chain), NOW_S)
+    with pytest.raises(UnreadableCertificateError):
+        plans.routes["own"].evaluate(request, ANONYMOUS)
+    # Beyond what fits, and not decodable: presented, and nothing more is known.
+    for odd in ("x" * 300_000, "%zz"):
+        request = read_check_request(check_request(route_id="own", certificate=odd), NOW_S)
+        assert plans.routes["own"].evaluate(request, ANONYMOUS).deny.reasons == {RULE}

@@ -417,3 +417,33 @@ def test_r15_nobody_acts_as_the_service_account_itself() -> None:
     response = one.check(headers=one.cookie("s1"))  # a session without an email
     assert not is_allowed(response)
     assert "sa-token" not in str(response)
+
+
+def test_the_filters_of_configuration_and_route_are_joined() -> None:
+    one = dataclasses.replace(
+        route(PUBLIC, jwt_groups_filter=["g1"]), kubernetes_service_account_token="sa-token"
+    )
+    desk = Desk(resolved_settings(one, jwt_groups_filter=["g9"]), WORLD)
+    response = desk.check(headers=desk.cookie("s1"))
+    assert list(response.dynamic_metadata["impersonate-groups"]) == ["g1", "Admins"]
+    (plan,) = desk.decider.plans.routes.values()
+    assert plan.headers.groups_filter == {"g1", "g9"}
+    (plan,) = kubernetes_desk().decider.plans.routes.values()
+    assert plan.headers.groups_filter is None
+
+
+def test_groups_that_would_arrive_as_others_do_not_go_along() -> None:
+    odd = ["a, b", " system:masters", "system:masters\t", "x\r\nImpersonate-User: root", "", "käfer"]
+    world = World(
+        session_record("s1", "u1", claims={"groups": odd}), user_record("u1", "ann@example.com")
+    )
+    one = kubernetes_desk(world)
+    response = one.check(headers=one.cookie("s1"))
+    assert list(response.dynamic_metadata["impersonate-groups"]) == ["a, b", "käfer"]
+
+
+@pytest.mark.parametrize("email", ["ann@example.com\n", " ann@example.com", "a\0b@example.com"])
+def test_a_user_that_would_arrive_as_another_is_refused(email: str) -> None:
+    world = World(session_record("s1", "u1"), user_record("u1", email))
+    one = kubernetes_desk(world)
+    assert not is_allowed(one.check(headers=one.cookie("s1")))

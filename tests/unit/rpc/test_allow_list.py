@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
+from gatehouse.common.databroker.records import record_of
 from gatehouse.common.errors import PermissionDeniedError
 from gatehouse.common.ids import SERVICE_ACCOUNT, SESSION, USER
 from gatehouse.common.rpc.allow_list import check_method, check_request
 from gatehouse.pb import databroker_pb2
 from gatehouse.pb.databroker_pb2 import PatchRequest, PutRequest, Record
+from gatehouse.pb.session_pb2 import Session
+from gatehouse.pb.user_pb2 import User
 
 BROKER = "/databroker.DataBrokerService/"
 READS = {"Get", "GetOptions", "ListTypes", "Query", "ServerInfo", "Sync", "SyncLatest"}
@@ -91,6 +94,62 @@ def test_r39_requests(subject: str, request_: object, fine: bool) -> None:
     else:
         with pytest.raises(PermissionDeniedError):
             check_request(subject, request_)
+
+
+TOKEN_SESSION = "5e9a1f0c-3b1d-5a54-9c8e-0d8f0a5f3b11"  # a UUID of version 5
+
+
+def bearer_put(
+    *, session_changes: dict[str, object] | None = None, user_id: str = "u1", **other: bool
+) -> PutRequest:
+    """What authorize writes for a bearer token, with something changed."""
+    values = {"id": TOKEN_SESSION, "user_id": "u1", "refresh_disabled": True}
+    session = Session(**(values | (session_changes or {})))
+    records = [record_of(User(id=user_id), user_id), record_of(session, session.id)]
+    if other.get("deletes"):
+        records[1].deleted_at.seconds = 1
+    if other.get("renames"):
+        records[1].id = "another"
+    if other.get("twice"):
+        records.append(records[1])
+    if other.get("alone"):
+        del records[0]
+    if other.get("broken"):
+        records[1].data.value = b"\xff"
+    return PutRequest(records=records)
+
+
+def test_r39_authorize_puts_the_session_of_a_bearer_token() -> None:
+    check_request("authorize", bearer_put())
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        put(SESSION, USER),
+        put(),
+        put(SERVICE_ACCOUNT),
+        bearer_put(session_changes={"refresh_disabled": False}),
+        bearer_put(session_changes={"id": "5e9a1f0c-3b1d-4a54-9c8e-0d8f0a5f3b11"}),
+        bearer_put(session_changes={"impersonate_session_id": "other"}),
+        bearer_put(session_changes={"user_id": "u2"}),
+        bearer_put(user_id="u2"),
+        bearer_put(deletes=True),
+        bearer_put(renames=True),
+        bearer_put(twice=True),
+        bearer_put(alone=True),
+        bearer_put(broken=True),
+    ],
+)
+def test_r39_authorize_puts_nothing_else(request_: PutRequest) -> None:
+    with pytest.raises(PermissionDeniedError):
+        check_request("authorize", request_)
+
+
+def test_r39_only_operators_ask_for_explanations() -> None:
+    method = "/gatehouse.authorize.v1.ExplainService/Explain"
+    assert [one for one in ("proxy", "authorize", "authenticate") if allowed(one, method)] == []
+    assert allowed("operator", method)
 
 
 def test_an_empty_mask_patches_everything_and_is_refused() -> None:

@@ -12,6 +12,7 @@ from envoy.service.auth.v3 import external_auth_pb2_grpc
 from gatehouse.authorize.core.records import RecordReader
 from gatehouse.authorize.core.route_plan import compile_plans
 from gatehouse.authorize.edge.bearer_sessions import BearerSessions
+from gatehouse.authorize.edge.explain_rpc import ExplainServicer
 from gatehouse.authorize.edge.ext_authz import ExtAuthz, build_in_force
 from gatehouse.authorize.edge.google_tokens import GoogleTokens
 from gatehouse.authorize.edge.replica_feed import IdentitySource
@@ -24,6 +25,7 @@ from gatehouse.common.databroker.replica import Replica
 from gatehouse.common.databroker.syncer import INITIAL_SYNC_CHECK, ReplicaFeed
 from gatehouse.common.identity.http_client import http_client
 from gatehouse.common.runtime.context import ProcessContext
+from gatehouse.pb import authorize_pb2_grpc
 
 SERVICE_CHECK: Final = "authorize.service"
 
@@ -62,8 +64,15 @@ class AuthorizeService:
         ctx.config.join(self.name, self._prepare)
 
     def register_grpc(self, server: grpc.aio.Server) -> None:
-        """Serve envoy.service.auth.v3.Authorization."""
+        """Serve envoy.service.auth.v3.Authorization and gatehouse.authorize.v1.ExplainService."""
         external_auth_pb2_grpc.add_AuthorizationServicer_to_server(self._servicer, server)
+        explain = ExplainServicer(
+            lambda: self._ctx.config.current,
+            lambda: self._servicer.in_force.decider.plans,
+            self._source,
+            self._ctx.clock,
+        )
+        authorize_pb2_grpc.add_ExplainServiceServicer_to_server(explain, server)
 
     async def run(self, stop: asyncio.Event, ready: Callable[[], None]) -> None:
         """Follow the databroker; ready once there is a complete copy of its records."""

@@ -12,6 +12,7 @@ from gatehouse.common.config.global_checks import (
     MORE_AUTHORIZE_LOG_FIELDS,
 )
 from gatehouse.common.config.reference import ROUTE_PREFIX, KeyReference, key_references
+from gatehouse.common.config.unavailable import note, unavailable_schemes
 
 SETTINGS_PAGE: Final = "settings.md"
 ROUTES_PAGE: Final = "routes.md"
@@ -114,6 +115,8 @@ def routes_page() -> str:
     """Every key of a route."""
     references = [item for item in key_references() if item.path.startswith(ROUTE_PREFIX)]
     parts = [_HEAD.format(title="Routes"), _ROUTES_INTRO]
+    if schemes := unavailable_schemes():
+        parts.append(f"Not available yet: a `from` of {_words(schemes)}; using it is an error.\n")
     parts += _sections(references, ROUTE_SECTIONS, variables=False)
     parts.append(_table("Other names", ("Name", "Is read as"), _aliases(keys.ROUTE_ALIASES)))
     parts.append(
@@ -139,7 +142,9 @@ def _sections(
                 yield _table(title, header, rows)
             title, rows = titles[name], []
         row = (f"`{name}`", reference.type, _default(reference, name))
-        rows.append((*row, *([_variable(reference)] if variables else []), reference.meaning))
+        remark = note(name, of_route=not variables)
+        meaning = f"{reference.meaning}. **{remark}**" if remark else reference.meaning
+        rows.append((*row, *([_variable(reference)] if variables else []), meaning))
     yield _table(title, header, rows)
 
 

@@ -16,6 +16,44 @@ MESSAGE: Final = "not available yet"
 _NULL: Final = "/dev/null"
 PROVIDERS_TO_COME: Final = frozenset({"apple", "cognito", "github"})
 
+# For the reference: keys whose use is an error, and keys that are accepted and do nothing.
+REFUSED: Final = frozenset(
+    {"grpc_client_ca", "grpc_client_ca_file", "grpc_client_certificate_file", "autocert"}
+    | {"ssh_address", "ssh_rls_enabled", "databroker_cluster_nodes", "databroker_cluster_node_id"}
+    | {"databroker_cluster_leader_id", "databroker_raft_bind_address", "blob_storage"}
+    | {"pomerium_zero_token"}
+)
+REFUSED_IN_ROUTE: Final = frozenset({"mcp", "upstream_tunnel", "session_recording"})
+IDLE: Final = frozenset(
+    {"installation_id", "databroker_internal_service_url", "health_check_systemd_disabled"}
+    | {"debug_address", "envoy_admin_access_log_path", "envoy_admin_profile_path"}
+    | {"mcp_allowed_client_id_domains", "mcp_allowed_as_metadata_domains"}
+    | {"auto_apply_changesets", "decision_cache", "decision_cache_bytes", "grpc_client_key_file"}
+    | {"session_recording_concurrency", "authorize_workers", "envoy_dynamic_extensions"}
+)
+IDLE_IN_ROUTE: Final = frozenset({"regex_priority_order", "connect_chaining"})
+_IDLE_PREFIXES: Final = ("metrics_", "otel_", "autocert_", "ssh_")
+
+
+def note(key: str, *, of_route: bool) -> str:
+    """What the reference says of a key that cannot be used, or need not be; "" of all others."""
+    if key in (REFUSED_IN_ROUTE if of_route else REFUSED):
+        return "Not available yet: using it is an error."
+    if key in (IDLE_IN_ROUTE if of_route else IDLE):
+        return "No effect yet."
+    return "No effect yet." if not of_route and key.startswith(_IDLE_PREFIXES) else ""
+
+
+def unavailable_schemes() -> tuple[str, ...]:
+    """Schemes of `from` that are known and cannot be served yet."""
+    return tuple(
+        scheme
+        for scheme in ("tcp+https", "udp+https", "ssh")
+        if any(
+            key == "from" for key, _ in unavailable_in_route(Route(), FromURL(scheme, "a", None))
+        )
+    )
+
 
 def unavailable_settings(settings: Settings) -> Iterator[tuple[str, str]]:
     """Global keys in use that nothing serves yet, each with what to do instead."""

@@ -41,6 +41,8 @@ from gatehouse.authorize.core.identity_headers import (
     Assertion,
     AssertionSigner,
     Tokens,
+    impersonated_groups,
+    impersonated_user,
     request_headers,
     told_groups,
     verified_client_assertion,
@@ -159,7 +161,7 @@ class Decider:
             outcome = Allow(outcome.reasons)
         if isinstance(outcome, Allow):
             assert plan is not None
-            if plan.headers.kubernetes_token and not identity.assertion_email:
+            if plan.headers.kubernetes_token and not impersonated_user(identity):
                 # Without a user to impersonate the request would act as the account itself.
                 response = denied(facts, 403, metadata=metadata, detail=_NOBODY_TO_IMPERSONATE)
             else:
@@ -222,9 +224,7 @@ class Decider:
                 headers.sort()
         metadata = _metadata(identity, plan)
         if headers_plan.kubernetes_token:
-            metadata[IMPERSONATED_GROUPS] = list(
-                told_groups(identity, headers_plan.groups_filter)[0]
-            )
+            metadata[IMPERSONATED_GROUPS] = impersonated_groups(identity, headers_plan)
         response = allowed(headers, remove=headers_plan.removed, metadata=metadata)
         if not is_own:
             responses.put(key, (assertion, response))

@@ -161,6 +161,17 @@ def told_groups(
     return (*kept, *names), len(ids) - len(kept)
 
 
+def impersonated_user(identity: Identity) -> str:
+    """Whom a Kubernetes API is to take the request for; "" when a header cannot say it."""
+    email = identity.assertion_email
+    return email if _fits_a_header(email) else ""
+
+
+def impersonated_groups(identity: Identity, plan: HeaderPlan) -> list[str]:
+    """The groups that go with the user, without those that would arrive as others."""
+    return [group for group in told_groups(identity, plan.groups_filter)[0] if _fits_a_header(group)]
+
+
 def request_headers(
     plan: HeaderPlan,
     identity: Identity,
@@ -205,7 +216,7 @@ def _headers(
     if plan.kubernetes_token:
         # Groups follow one line each, from the metadata of the answer: names may hold commas.
         yield "authorization", f"Bearer {plan.kubernetes_token}"
-        yield "impersonate-user", identity.assertion_email
+        yield "impersonate-user", impersonated_user(identity)
     if tokens.serverless:
         bearer = f"Bearer {tokens.serverless}"
         yield SERVERLESS_HEADER, bearer
@@ -219,6 +230,11 @@ def _headers(
 
     for name, template in plan.set_headers:
         yield name, template.render(resolve)
+
+
+def _fits_a_header(value: str) -> bool:
+    """False for what arrives changed: blanks at the ends are cut off, control characters are lost."""
+    return bool(value) and value == value.strip() and not _NOT_IN_HEADERS.search(value)
 
 
 def _has_own_authorization(facts: RequestFacts) -> bool:

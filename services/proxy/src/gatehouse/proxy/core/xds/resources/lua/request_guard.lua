@@ -13,6 +13,8 @@ local known_methods = {
 }
 
 local max_assertion = 16384
+local max_authority = 261 -- a name of 255 bytes (RFC 1035, 2.3.4), a colon, five digits
+local max_label = 63
 
 -- A known method in other letters would pass a policy that names it and mean the same upstream.
 local function misspelt_method(headers)
@@ -21,27 +23,76 @@ local function misspelt_method(headers)
   return method ~= upper and known_methods[upper] == true
 end
 
--- Servlet containers drop `;...` from a segment before they resolve dots, Envoy does not: `/a/..;/b`
--- would be decided as a path below /a and served as /b.
-local function hidden_dots(headers)
+-- A name or an address, with or without a port. Nothing is decoded: what stands here is compared
+-- with routes, remembered, and put into redirects and assertions.
+local function is_host(authority)
+  if #authority > max_authority then
+    return false
+  end
+  local address, rest = authority:match("^%[([%x:.]+)%](.*)$")
+  if address ~= nil then
+    if not address:find(":", 1, true) then
+      return false
+    end
+  else
+    local name
+    name, rest = authority:match("^([%w._-]+)(.*)$")
+    if name == nil or name:sub(1, 1) == "." or name:find("..", 1, true) then
+      return false
+    end
+    for label in name:gmatch("[^.]+") do
+      if #label > max_label then
+        return false
+      end
+    end
+  end
+  return rest == "" or rest:find("^:%d%d?%d?%d?%d?$") ~= nil
+end
+
+-- Servlet containers drop `;...` from a segment before they resolve dots and merge slashes, Envoy
+-- does not: `/a/..;/b` would be decided as a path below /a and served as /b, and so would `/;/b`.
+local function hidden_segment(headers)
   local path = (headers:get(":path") or ""):match("^[^?]*")
   if not path:find(";", 1, true) and not path:find("%3", 1, true) then
     return false
   end
   local plain = path:gsub("%%2[eE]", "."):gsub("%%3[bB]", ";")
-  return (plain .. "/"):find("/%.%.?;[^/]*/") ~= nil
+  return plain:find("/%.?%.?;") ~= nil
 end
 
--- Servers that follow CGI read `-` and `_` alike, so both spellings count.
-local function belongs_to_us(name)
-  return name:sub(1, 11):gsub("_", "-") == "x-pomerium-" and name ~= "x-pomerium-authorization"
+-- What a proxy in front of us may say of the request, and nobody else.
+local said_by_proxies = {
+  ["forwarded"] = true, ["x-forwarded-host"] = true, ["x-forwarded-port"] = true,
+  ["x-forwarded-prefix"] = true, ["x-forwarded-scheme"] = true, ["x-forwarded-server"] = true,
+  ["x-forwarded-uri"] = true, ["x-original-url"] = true, ["x-real-ip"] = true,
+  ["x-rewrite-url"] = true,
+}
+
+-- Servers that follow CGI see letters and digits only (RFC 3875, 4.1.18), so names are compared as
+-- such a server would. A header that is ours to set is ours in every spelling.
+local function is_unwanted(name, rules)
+  local normal = name:gsub("[^%w]", "-")
+  if normal:sub(1, 11) == "x-pomerium-" then
+    return name ~= "x-pomerium-authorization"
+  elseif normal:sub(1, 8) == "x-envoy-" then
+    return name ~= "x-envoy-external-address"
+  elseif said_by_proxies[normal] then
+    return name ~= normal or not rules.trusts_proxies
+  elseif normal:sub(1, 12) == "x-forwarded-" then
+    return name ~= normal -- what is left of these Envoy made
+  end
+  -- On Kubernetes routes only Gatehouse may say on whose behalf a request is made.
+  return rules.impersonates and (normal == "impersonate-user" or normal == "impersonate-group"
+      or normal == "impersonate-uid" or normal:sub(1, 18) == "impersonate-extra-")
 end
 
-local function strip_our_headers(handle, headers)
-  local doomed = {}
-  for name, _ in pairs(headers) do
-    if belongs_to_us(name) then
+local function strip_headers(handle, headers, rules)
+  local doomed, cookies = {}, {}
+  for name, value in pairs(headers) do
+    if is_unwanted(name, rules) then
       doomed[#doomed + 1] = name
+    elseif name == "cookie" then
+      cookies[#cookies + 1] = value
     end
   end
   local assertion = headers:get("x-pomerium-jwt-assertion-for")
@@ -55,38 +106,33 @@ local function strip_our_headers(handle, headers)
     local metadata = handle:streamInfo():dynamicMetadata()
     metadata:set("@CLIENT_ASSERTION_NAMESPACE@", "assertion", assertion)
   end
-end
-
--- On Kubernetes routes only Gatehouse may say on whose behalf a request is made.
-local function strip_impersonation(handle, headers)
-  if not handle:metadata():get("remove_impersonate_headers") then
-    return
-  end
-  local doomed = {}
-  for name, _ in pairs(headers) do
-    local normal = name:gsub("_", "-")
-    if normal == "impersonate-user" or normal == "impersonate-group"
-        or normal == "impersonate-uid" or normal:sub(1, 18) == "impersonate-extra-" then
-      doomed[#doomed + 1] = name
-    end
-  end
-  for _, name in ipairs(doomed) do
-    headers:remove(name)
+  -- Several Cookie lines become one, joined as HTTP/2 joins its crumbs (RFC 9113, 8.2.3), so that
+  -- authorize, the filter after it and the upstream all read the same list.
+  if #cookies > 1 then
+    headers:replace("cookie", table.concat(cookies, "; "))
   end
 end
 
--- Several Cookie lines become one, joined as HTTP/2 joins its crumbs (RFC 9113, 8.2.3), so that
--- authorize, the filter after it and the upstream all read the same list.
-local function join_cookies(headers)
-  local count = headers:getNumValues("cookie")
-  if count < 2 then
-    return
+local hex = "[%da-f]"
+local trace_shape = "^(" .. hex:rep(2) .. ")%-(" .. hex:rep(32) .. ")%-(" .. hex:rep(16) .. ")%-"
+    .. hex:rep(2) .. "(.*)$"
+
+-- W3C Trace Context, 3.2: a version after 00 may append fields.
+local function is_trace(text)
+  local version, trace, parent, more = text:match(trace_shape)
+  return version ~= nil and version ~= "ff" and trace:find("[^0]") ~= nil
+      and parent:find("[^0]") ~= nil
+      and (more == "" or (version ~= "00" and more:find("^%-[%w-]*$") ~= nil))
+end
+
+-- A query parameter has been decoded into this header, line breaks included. What is no trace goes,
+-- and the state that belongs to it.
+local function drop_malformed_trace(headers)
+  local trace = headers:get("traceparent")
+  if trace ~= nil and not is_trace(trace) then
+    headers:remove("traceparent")
+    headers:remove("tracestate")
   end
-  local lines = {}
-  for index = 0, count - 1 do
-    lines[#lines + 1] = headers:getAtIndex("cookie", index)
-  end
-  headers:replace("cookie", table.concat(lines, "; "))
 end
 
 local function describe_client_certificate(handle)
@@ -101,23 +147,49 @@ local function describe_client_certificate(handle)
 end
 
 -- nil, or why the request is refused.
-local function protect(handle)
+local function protect(handle, rules)
   local headers = handle:headers()
   if misspelt_method(headers) then
     return "methods are written in capital letters (RFC 9110, 9.1)"
   end
-  -- Envoy joins repeated Host lines with a comma, which a wildcard host would match.
-  if (headers:get(":authority") or ""):find(",", 1, true) then
-    return "there is more than one host"
+  if not is_host(headers:get(":authority") or "") then
+    return "the host is not one name or address, with or without a port"
   end
-  if hidden_dots(headers) then
-    return "the path hides a dot segment"
+  if hidden_segment(headers) then
+    return "the path hides an empty or dot segment behind parameters"
   end
-  strip_our_headers(handle, headers)
-  strip_impersonation(handle, headers)
-  join_cookies(headers)
+  strip_headers(handle, headers, rules)
+  drop_malformed_trace(headers)
   describe_client_certificate(handle)
   return nil
+end
+
+-- Waits for the trailers and holds nothing up: headers and body go on meanwhile. Fields that no
+-- trailer may be (RFC 9110, 6.5.1) go too, when they can carry a credential of ours.
+local function strip_trailers(handle, rules)
+  local trailers = handle:trailers()
+  if trailers == nil then
+    return
+  end
+  local doomed = {}
+  for name, _ in pairs(trailers) do
+    local normal = name:gsub("[^%w]", "-")
+    if is_unwanted(name, rules) or normal == "x-pomerium-authorization"
+        or normal == "authorization" or normal == "cookie" then
+      doomed[#doomed + 1] = name
+    end
+  end
+  for _, name in ipairs(doomed) do
+    trailers:remove(name)
+  end
+end
+
+local function rules_of(handle)
+  local route = handle:metadata()
+  return {
+    trusts_proxies = route:get("trusts_proxies") == true,
+    impersonates = route:get("remove_impersonate_headers") == true,
+  }
 end
 
 -- Which form an error page of Envoy's own takes: Accept by quality, then by position.
@@ -153,7 +225,8 @@ function envoy_on_request(handle)
   if not described then
     handle:logWarn("reply type: " .. tostring(problem))
   end
-  local protected, refusal = pcall(protect, handle)
+  local rules = rules_of(handle)
+  local protected, refusal = pcall(protect, handle, rules)
   if not protected then
     handle:logErr("request guard: " .. tostring(refusal))
     handle:respond({[":status"] = "500", ["content-type"] = "text/plain"}, "internal error\n")
@@ -162,5 +235,10 @@ function envoy_on_request(handle)
       {[":status"] = "400", ["content-type"] = "text/plain; charset=UTF-8"},
       "Bad Request: " .. refusal .. ".\n"
     )
+  else
+    local stripped, problem_there = pcall(strip_trailers, handle, rules)
+    if not stripped then
+      handle:logErr("request guard, trailers: " .. tostring(problem_there))
+    end
   end
 end
