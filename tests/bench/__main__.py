@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.bench.figures import Figure
 
-BENCHMARKS = ("startup", "check")
+BENCHMARKS = ("startup", "check", "reload")
 RESULTS = Path(__file__).resolve().parents[2] / "bench-results"
 
 

@@ -1,4 +1,4 @@
-"""Programs that show a provider's token instead of signing in, through Envoy, in both topologies."""
+"""Programs that show a provider's token instead of signing in: through Envoy, both topologies."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def test_each_format_through_envoy(fresh_stack: MakeStack, provider: str, split:
     stack, upstream = fresh_stack(split=split)
     stack.routes = bearer_routes(upstream.url)
     stack.extra = {
+        "log_level": "debug",
         "certificate_authority_file": str(stack.certificates.authority),
         "identity_providers": {"ci": {"issuer": provider, "audiences": [stack.client_id]}},
     }

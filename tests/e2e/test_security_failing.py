@@ -24,6 +24,7 @@ from envoy.config.core.v3 import base_pb2
 from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from gatehouse.common.extauthz_context import DECISION_ALLOW, DECISION_FIELD
 from tests.e2e.conftest import ADA, GRACE, World
 from tests.e2e.test_security_paths import (
     CLOSED,
@@ -106,6 +107,7 @@ def _answers(world: World) -> bool:
 def allow(**headers: str) -> Any:
     response = CheckResponse()
     response.ok_response.SetInParent()
+    response.dynamic_metadata[DECISION_FIELD] = DECISION_ALLOW
     for name, value in headers.items():
         response.ok_response.headers.append(
             base_pb2.HeaderValueOption(header=base_pb2.HeaderValue(key=name, value=value))

@@ -479,12 +479,11 @@ def test_r34_pages_do_not_run_what_a_client_sends(world: World) -> None:
 
 def test_r24_a_trace_in_the_query_cannot_add_header_lines(world: World) -> None:
     """The parameter is decoded into a header: a line break in it must not become one."""
-    before = len(world.upstream.requests)
     for value in ("x%0d%0aX-Pomerium-Jwt-Assertion:%20forged", "x%0aX-A:1", "%00", "x%0d%0a%0d%0a"):
-        for path in ("/", "/ping", "/.pomerium/"):
-            answer = http1(world, f"{path}?pomerium_traceparent={value}")
-            assert 400 <= answer.status < 600, (path, answer.status)
-    assert len(world.upstream.requests) == before
+        for path in ("/ping", "/.pomerium/"):
+            assert http1(world, f"{path}?pomerium_traceparent={value}").status < 500, path
+        seen = headers_of(http1(world, f"/?pomerium_traceparent={value}").arrived)
+        assert not {"traceparent", "x-a", ASSERTION} & seen.keys()
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     seen = http1(world, f"/?pomerium_traceparent={trace}").arrived
     assert headers_of(seen)["traceparent"] == trace

@@ -255,8 +255,7 @@ class Product:
         }
         self.stack.routes = [marker, *map(dict, routes)]
         self.stack.extra = {**self.base, **extra}
-        # JSON is YAML in which every text is quoted: hex digits stay text.
-        self.stack.write_config(json.dumps(self.stack.config()))
+        self.stack.write_config()
         return mark
 
     def _marked(self, mark: str, dial: Mapping[str, Any]) -> bool:

@@ -12,8 +12,16 @@ from tests.support.traffic_upstreams import Application, Background
 
 @pytest.fixture(scope="module")
 def product(tmp_path_factory: pytest.TempPathFactory, provider: str) -> Product:
-    """Not yet running: each module starts it with routes of its own."""
+    """Not yet running, for a module that starts and changes it as a whole."""
     return Product(tmp_path_factory.mktemp("traffic"), provider)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, provider: str) -> Iterator[Product]:
+    """Running for all modules that only give it routes and settings of their own."""
+    product = Product(tmp_path_factory.mktemp("shared"), provider)
+    with product.serving([]):
+        yield product
 
 
 @pytest.fixture(scope="module")

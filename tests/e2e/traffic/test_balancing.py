@@ -53,7 +53,7 @@ OUTLIERS: dict[str, Any] = {
 class World:
     """The product and what it balances over."""
 
-    product: Product
+    shared: Product
     steady: Farm  # its members stay as they are
     fragile: Farm  # its members are hurt by tests
     zone: Zone
@@ -149,7 +149,7 @@ SETTINGS: dict[str, Any] = {"dns_lookup_family": "V4_ONLY", "dns_refresh_rate": 
 
 
 @pytest.fixture(scope="module")
-def world(product: Product, background: Background) -> Iterator[World]:
+def world(shared: Product, background: Background) -> Iterator[World]:
     zone = Zone(ttl=1)
     dns = DnsServer(zone)
     checks = [HealthServicer(), HealthServicer()]
@@ -175,8 +175,8 @@ def world(product: Product, background: Background) -> Iterator[World]:
         ]
         settings = {**SETTINGS, "dns_resolvers": [f"udp://127.0.0.1:{dns.port}"]}
         made = routes(steady, fragile, first.port, ports)
-        with product.serving(made, **settings):
-            yield World(product, steady, fragile, zone, named, checks)
+        shared.reload(made, **settings)
+        yield World(shared, steady, fragile, zone, named, checks)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +88,9 @@ CLAIMS = {"jwt_claims_headers": {"X-Email": "email", "X-Never": "no_such_claim"}
 
 
 @pytest.fixture(scope="module")
-def world(product: Product, application: Application) -> Iterator[Product]:
-    with product.serving(routes(application.url), **CLAIMS):
-        yield product
+def world(shared: Product, application: Application) -> Product:
+    shared.reload(routes(application.url), **CLAIMS)
+    return shared
 
 
 def globals_of(reply: Reply) -> dict[str, str]:

@@ -53,9 +53,9 @@ def made(application: Application, talker: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def world(product: Product) -> Iterator[Product]:
-    with product.serving([]):
-        yield product
+def world(shared: Product) -> Product:
+    shared.reload([])
+    return shared
 
 
 def listeners(world: Product) -> dict[str, int]:

@@ -174,15 +174,18 @@ def test_the_machines_token_goes_along(world: Product, cloud: GoogleCloud) -> No
 def test_the_accounts_token_goes_along_and_its_loss_is_borne(
     world: Product, cloud: GoogleCloud
 ) -> None:
-    key = "google_cloud_serverless_authentication_service_account"
     routes = world.stack.routes[1:]
-    text = base64.b64encode(cloud.account().encode()).decode()
-    world.reload(routes, **{key: text})
+
+    def put_in_force(text: str) -> None:
+        keys: dict[str, Any] = {"google_cloud_serverless_authentication_service_account": text}
+        world.reload(routes, **keys)
+
+    put_in_force(base64.b64encode(cloud.account().encode()).decode())
     asked = len(cloud.asked)
     assert serverless(world.get("run"), cloud)["serial"] == asked + 1
     other = json.dumps(json.loads(cloud.account()) | {"client_email": "gone@example.com"})
     cloud.failing = 500
-    world.reload(routes, **{key: other})
+    put_in_force(other)
     reply = world.get("run", headers=[("X-Serverless-Authorization", "Bearer forged")])
     assert reply.status == 200
     assert reply.arrived("x-serverless-authorization") == []

@@ -62,11 +62,11 @@ def second(background: Background) -> Iterator[Http2Application]:
 
 @pytest.fixture(scope="module")
 def world(
-    product: Product, application: Application, second: Http2Application, talker: str
+    shared: Product, application: Application, second: Http2Application, talker: str
 ) -> Iterator[Product]:
-    leaf = product.authority.leaf("grpc.internal", stem="grpc")
+    leaf = shared.authority.leaf("grpc.internal", stem="grpc")
     trusted = {
-        "tls_custom_ca_file": str(product.authority.path),
+        "tls_custom_ca_file": str(shared.authority.path),
         "tls_upstream_server_name": "grpc.internal",
     }
     with grpc_upstream() as clear, grpc_upstream(leaf) as secure:
@@ -80,8 +80,8 @@ def world(
             https("grpc-down", to="h2c://127.0.0.1:1"),
             https("grpc-slow", to=f"h2c://127.0.0.1:{clear}", timeout="0.5s"),
         ]
-        with product.serving(routes):
-            yield product
+        shared.reload(routes)
+        yield shared
 
 
 # -- WebSocket

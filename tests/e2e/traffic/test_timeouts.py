@@ -44,6 +44,10 @@ class Case:
     because: str = "via_upstream"
     keys: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def host(self) -> str:
+        return f"t-{self.name}"
+
 
 # Envoy holds back the end of a broken HTTP/1 answer for a second (delayed_close_timeout), so cut
 # answers take that much longer.
@@ -116,7 +120,7 @@ def talker() -> Iterator[str]:
 
 
 def routes(up: str, talker: str) -> list[dict[str, Any]]:
-    cases = [https(case.name, to=up, **case.keys) for case in (*CASES, *WRITE_CASES)]
+    cases = [https(case.host, to=up, **case.keys) for case in (*CASES, *WRITE_CASES)]
     talkers = [
         https(name, to=talker, allow_websockets=True, **keys)
         for name, keys in (
@@ -129,9 +133,9 @@ def routes(up: str, talker: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def world(product: Product, application: Application, talker: str) -> Iterator[Product]:
-    with product.serving(routes(application.url, talker), **PLAIN):
-        yield product
+def world(shared: Product, application: Application, talker: str) -> Product:
+    shared.reload(routes(application.url, talker), **PLAIN)
+    return shared
 
 
 def outcome(world: Product, case: Case) -> tuple[int, float]:
@@ -140,7 +144,7 @@ def outcome(world: Product, case: Case) -> tuple[int, float]:
     with world.connection() as connection:
         try:
             reply = connection.request(
-                f"/?{case.wishes}", host=f"{case.name}.{DOMAIN}", headers=JSON
+                f"/?{case.wishes}", host=f"{case.host}.{DOMAIN}", headers=JSON
             )
         except http.client.IncompleteRead:
             return 0, time.monotonic() - started
@@ -151,7 +155,7 @@ def check(world: Product, cases: tuple[Case, ...], *more: Callable[[], Any]) -> 
     """All at once; what `more` gave."""
     found = together([*((lambda case=case: outcome(world, case)) for case in cases), *more])
     for case, (status, took_s) in zip(cases, found, strict=False):
-        line = world.logged(case.name)[-1]
+        line = world.logged(case.host)[-1]
         got = (status, line["response-code-details"], took_s)
         assert status == case.status, (case, got)
         assert case.after_s - 0.05 <= took_s < case.before_s, (case, got)

@@ -187,9 +187,9 @@ def routes(servers: Servers, application: Application) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def world(product: Product, servers: Servers, application: Application) -> Iterator[Product]:
-    with product.serving(routes(servers, application)):
-        yield product
+def world(shared: Product, servers: Servers, application: Application) -> Product:
+    shared.reload(routes(servers, application))
+    return shared
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -211,7 +211,7 @@ async def test_r44_a_deleted_session_is_verified_anew(issuer: str) -> None:
         (session,) = await world.sessions()
         now_s = world.clock.now_s()
         put = await world.databroker.put([tombstone_of(SESSION, session.id, now_s=now_s)])
-        await world.authorize._source.caught_up(put.server_version, put.records[0].version, 5)
+        await world.authorize._source.caught_up(put, 5)
         assert is_allowed(await world.check(token))
         (again,) = await world.sessions()
         assert again.id == session.id

@@ -92,8 +92,7 @@ async def test_an_expired_session_of_a_good_token_is_made_anew(idp: HostileProvi
         (session,) = await world.sessions()
         session.expires_at.CopyFrom(timestamp_of(world.clock.now_s() - 1))
         put = await world.databroker.put([record_of(session, session.id)])
-        version = put.records[0].version
-        await world.authorize._source.caught_up(put.server_version, version, 5)
+        await world.authorize._source.caught_up(put, 5)
         assert is_allowed(await world.check(token))
 
 

@@ -59,7 +59,7 @@ LONG = [
     "Authorization: bearer{0}pomeriu",
     "Authorization: x{0}b, Pomerium x",
     "Authorization: {1}",
-    "Accept: text/html;{0}q{0}={0}x",
+    "Accept: text/html;{0}q={0}x",
     "Accept: {0}x;{0}{0}",
     "Accept: {1}",
     "Referer: https://x/?a{0}b&{0}=",
@@ -163,9 +163,8 @@ async def test_r01_parameters_do_not_hide_an_empty_segment(upstream: EchoUpstrea
                 "/a/;/private",
                 "/a/;x=/",
                 "/;",
-                "/a/.;",
             ):
-                assert (await http1(running.port, path)).status == 400, path
+                assert (await http1(running.port, path)).status == 400, (path, keys)
             assert upstream.requests == []
             for path in ("/a;x=1/b", "/a;", "/a?b=/;/", "/a/b;c;d/e"):
                 assert arrived(await http1(running.port, path))["path"] == path
@@ -219,8 +218,8 @@ async def test_r19_only_a_trusted_hop_may_speak_of_hosts_and_ports(upstream: Ech
             assert answer.status == 200
             assert b"client" not in answer.body, path
             assert b"1.2.3.4" in answer.body, path
-        [host] = values(json.loads((await http1(running.port, lines=FORWARDED)).body), "x-forwarded-host")
-        assert host == HOST
+        seen = arrived(await http1(running.port, lines=FORWARDED))
+        assert values(seen, "x-forwarded-host") == [HOST]
         await running.push({"routes": routes, "xff_num_trusted_hops": 1})
         seen = arrived(await http1(running.port, lines=FORWARDED))
         assert sum("client" in value for _, value in seen["headers"]) == len(FORWARDED)
@@ -261,7 +260,7 @@ REFERERS = [
     ("https://a.example/p?pomerium_session=s", ["https://a.example/p"]),
     ("https://a.example/p?a=1;pomerium_session=s", ["https://a.example/p"]),
     ("https://a.example/?a=1,https://b.example/?pomerium_session=s", ["https://a.example/"]),
-    ("https://a.example/p?a=1&b=%zz#x", ["https://a.example/p?a=1&b=%zz#x"]),
+    ("https://a.example/p?a=1&b=%zz", ["https://a.example/p?a=1&b=%zz"]),
 ]
 
 

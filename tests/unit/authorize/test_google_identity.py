@@ -24,8 +24,9 @@ from gatehouse.authorize.core.google_identity import (
     token_form,
 )
 from gatehouse.authorize.core.identity_headers import Tokens
-from gatehouse.authorize.core.route_plan import compile_plans
+from gatehouse.authorize.core.route_plan import Plans, compile_plans
 from gatehouse.common.config.issues import ConfigError
+from gatehouse.common.config.resolved import ResolvedRoute
 from gatehouse.common.config.routes import parse_to
 from gatehouse.common.errors import InvalidArgumentError, InvalidTokenError
 from gatehouse.common.jose.keys import derive_signing_key, sign_jwt, verify_jwt
@@ -38,7 +39,8 @@ KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
 def pem(key: Any) -> str:
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    raw: bytes = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return raw.decode()
 
 
 def account(**changes: Any) -> str:
@@ -185,8 +187,13 @@ def test_a_renewed_token_is_sent_at_once() -> None:
 def test_an_account_of_no_use_is_said_at_load() -> None:
     one = route(PUBLIC, enable_google_cloud_serverless_authentication=True)
     key = "google_cloud_serverless_authentication_service_account"
+
+    def compiled(here: ResolvedRoute, text: str) -> Plans:
+        keys: dict[str, Any] = {key: text}
+        return compile_plans(resolved_settings(here, **keys))
+
     with pytest.raises(ConfigError) as caught:
-        compile_plans(resolved_settings(one, **{key: "{}"}))
+        compiled(one, "{}")
     assert [issue.key for issue in caught.value.issues] == [key]
-    assert compile_plans(resolved_settings(route(PUBLIC), **{key: "{}"})).google_account is None
-    assert compile_plans(resolved_settings(one, **{key: account()})).google_account is not None
+    assert compiled(route(PUBLIC), "{}").google_account is None
+    assert compiled(one, account()).google_account is not None

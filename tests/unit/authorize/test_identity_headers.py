@@ -433,7 +433,14 @@ def test_the_filters_of_configuration_and_route_are_joined() -> None:
 
 
 def test_groups_that_would_arrive_as_others_do_not_go_along() -> None:
-    odd = ["a, b", " system:masters", "system:masters\t", "x\r\nImpersonate-User: root", "", "käfer"]
+    odd = [
+        "a, b",
+        " system:masters",
+        "system:masters\t",
+        "x\r\nImpersonate-User: root",
+        "",
+        "käfer",
+    ]
     world = World(
         session_record("s1", "u1", claims={"groups": odd}), user_record("u1", "ann@example.com")
     )

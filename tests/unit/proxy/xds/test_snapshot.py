@@ -6,6 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from envoy.extensions.clusters.common.dns.v3 import dns_pb2
+from envoy.extensions.clusters.dns.v3 import dns_cluster_pb2
+from envoy.extensions.filters.http.ext_authz.v3 import ext_authz_pb2
 
 from gatehouse.common.config.resolved import ListenAddress, ResolvedSettings
 from gatehouse.proxy.core.xds.resource import CLUSTER, LISTENER, ROUTE_CONFIGURATION, SECRET
@@ -238,6 +241,26 @@ def test_our_own_paths_come_first_on_every_host_and_probes_are_not_decided():
         assert disabled == [True, True, False, False, False, False]
 
 
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_a_route_is_undecided_for_the_scripts_exactly_where_nobody_is_asked(name: str):
+    """And every route has a name: one without would pass for no route at all."""
+    for host in virtual_hosts(golden_settings(name)).values():
+        for each in host.routes:
+            assert each.name
+            per_route = ext_authz_pb2.ExtAuthzPerRoute()
+            assert each.typed_per_filter_config["envoy.filters.http.ext_authz"].Unpack(per_route)
+            told = each.metadata.filter_metadata["envoy.filters.http.lua"]
+            assert (dict(told).get("undecided") is True) == per_route.disabled
+
+
+def test_scripts_know_whether_a_hop_in_front_is_trusted():
+    for hops, told in ((0, None), (1, True)):
+        for host in virtual_hosts(config(route(), xff_num_trusted_hops=hops)).values():
+            for each in host.routes:
+                metadata = each.metadata.filter_metadata["envoy.filters.http.lua"]
+                assert dict(metadata).get("trusts_proxies") is told
+
+
 def test_the_authenticate_host_leads_to_the_service_beside_us():
     found = virtual_hosts(config(route()))["authenticate.example.com"]
     where = {each.match.path or each.match.prefix: each.route.cluster for each in found.routes}
@@ -259,7 +282,8 @@ def test_a_proxy_before_a_remote_authenticate_leaves_its_host_alone():
     assert only.name == "policy-0"
     value = bytes(only.typed_per_filter_config["envoy.filters.http.ext_authz"].value)
     assert value == b"\x08\x01"  # disabled: true
-    assert not only.metadata.filter_metadata
+    # Nobody decides, and nothing is cleaned.
+    assert dict(only.metadata.filter_metadata["envoy.filters.http.lua"]) == {"undecided": True}
     assert "pomerium-authenticate" not in clusters(settings)
 
 
@@ -348,3 +372,14 @@ def test_a_thousand_routes_are_built_in_a_moment():
     settings = config(*routes)
     snapshot = build_snapshot(settings, ENVIRONMENT)
     assert len(snapshot.resources[CLUSTER]) == 1003
+
+
+@pytest.mark.parametrize(("wanted", "family"), [(True, "V4_ONLY"), (False, "V4_PREFERRED")])
+def test_googles_serverless_hosts_are_asked_for_by_ipv4_alone(*, wanted: bool, family: str):
+    settings = config(
+        route(to="https://a.run.app", enable_google_cloud_serverless_authentication=wanted)
+    )
+    (cluster,) = (each for name, each in clusters(settings).items() if name.startswith("route-"))
+    dns = dns_cluster_pb2.DnsCluster()
+    assert cluster.cluster_type.typed_config.Unpack(dns)
+    assert dns.dns_lookup_family == dns_pb2.DnsLookupFamily.Value(family)

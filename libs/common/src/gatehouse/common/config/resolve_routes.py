@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from gatehouse.common.config.inputs import Inputs
@@ -70,6 +70,12 @@ class RouteResolver:
     signing_keys: tuple[SigningKey, ...]
     downstream_mtls: tuple[bytes | None, bytes | None]
     inputs: Inputs
+    # True when authorize adds the default rule on client certificates to every route.
+    asks_for_certificates: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Once: it looks at every route, and every route asks for it.
+        object.__setattr__(self, "asks_for_certificates", self._asks_for_certificates())
 
     def resolve(self) -> tuple[ResolvedRoute, ...]:
         """`policy`, then `routes`, each in file order; what is wrong is reported and left out."""
@@ -164,7 +170,7 @@ class RouteResolver:
                 "nobody may use this route: every request is refused",
                 "policy, allow_any_authenticated_user or allow_public_unauthenticated_access",
             )
-        whole = with_client_certificate_rule(policy) if self._asks_for_certificates else policy
+        whole = with_client_certificate_rule(policy) if self.asks_for_certificates else policy
         for hazard in hazards(whole):
             if hazard.path:
                 self.inputs.warn((*path, "policy", *hazard.path), hazard.message, hazard.fix)
@@ -172,9 +178,7 @@ class RouteResolver:
                 key = "allowed_idp_claims" if route.allowed_idp_claims else "from"
                 self.inputs.warn((*path, key), hazard.message, hazard.fix)
 
-    @property
     def _asks_for_certificates(self) -> bool:
-        """True when authorize adds the default rule on client certificates to every route."""
         routes = self.settings.all_routes
         return self.settings.downstream_mtls.enforcement is not MTLSEnforcement.POLICY and (
             self.downstream_mtls[0] is not None

@@ -169,7 +169,9 @@ def impersonated_user(identity: Identity) -> str:
 
 def impersonated_groups(identity: Identity, plan: HeaderPlan) -> list[str]:
     """The groups that go with the user, without those that would arrive as others."""
-    return [group for group in told_groups(identity, plan.groups_filter)[0] if _fits_a_header(group)]
+    return [
+        group for group in told_groups(identity, plan.groups_filter)[0] if _fits_a_header(group)
+    ]
 
 
 def request_headers(
@@ -233,7 +235,7 @@ def _headers(
 
 
 def _fits_a_header(value: str) -> bool:
-    """False for what arrives changed: blanks at the ends are cut off, control characters are lost."""
+    """False for what arrives changed: without blanks at its ends, or without its controls."""
     return bool(value) and value == value.strip() and not _NOT_IN_HEADERS.search(value)
 
 

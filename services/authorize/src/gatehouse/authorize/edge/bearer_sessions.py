@@ -189,7 +189,7 @@ class BearerSessions:
                 f"the session of a bearer token cannot be stored: {error}"
             ) from error
         version = max(record.version for record in put.records)
-        await self._source.caught_up(put.server_version, version, CATCH_UP_S)
+        await self._source.caught_up(put, CATCH_UP_S)
         _log.info(
             "session made of a bearer token",
             session_id=session.id,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import grpc.aio
 from envoy.service.auth.v3 import external_auth_pb2_grpc
@@ -19,8 +19,14 @@ from gatehouse.authorize.edge.bearer_sessions import BearerSessions
 from gatehouse.authorize.edge.google_tokens import GoogleTokens
 from gatehouse.authorize.edge.replica_feed import IdentitySource
 from gatehouse.authorize.edge.token_verifiers import TokenVerifiers
+from gatehouse.authorize.errors import CannotKnowError
 from gatehouse.common.clock import Clock, Rng
+from gatehouse.common.observability.logging import get_logger
 from gatehouse.common.session.handle import Handle
+
+_TROUBLE_LOG_INTERVAL_S: Final = 10.0
+
+_log = get_logger("authorize")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,7 @@ class ExtAuthz(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[mi
         self._clock = clock
         self._google = google
         self._bearers = bearers
+        self._next_trouble_log_s = 0.0  # monotonic
 
     @property
     def in_force(self) -> InForce:
@@ -116,12 +123,19 @@ class ExtAuthz(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[mi
         assert self._bearers is not None
         assert in_force.verifiers is not None
         plans = in_force.decider.plans
-        return await self._bearers.handle(
-            request,
-            in_force.verifiers,
-            expire_s=plans.bearer.expire_s,
-            max_staleness_s=plans.max_staleness_s,
-        )
+        try:
+            return await self._bearers.handle(
+                request,
+                in_force.verifiers,
+                expire_s=plans.bearer.expire_s,
+                max_staleness_s=plans.max_staleness_s,
+            )
+        except CannotKnowError as error:
+            now_s = self._clock.monotonic_s()
+            if now_s >= self._next_trouble_log_s:
+                self._next_trouble_log_s = now_s + _TROUBLE_LOG_INTERVAL_S
+                _log.warning("bearer tokens cannot be verified", error=str(error))
+            raise
 
     async def _serverless(self, plan: RoutePlan, decider: Decider) -> str:
         if self._google is None:

@@ -31,7 +31,7 @@ from gatehouse.common.errors import GatehouseError
 from gatehouse.common.ids import SESSION, USER, TypeUrl
 from gatehouse.common.policy.ast import FrozenObject
 from gatehouse.common.session.handle import Handle
-from gatehouse.pb.databroker_pb2 import Record
+from gatehouse.pb.databroker_pb2 import PutResponse, Record
 from gatehouse.pb.session_pb2 import Session
 
 FETCH_TIMEOUT_S: Final = 4.0  # leaves Envoy time to ask another replica
@@ -109,15 +109,17 @@ class IdentitySource:
         """The facts of a record, as the copy would hold them."""
         return self._reader.decode(record)
 
-    async def caught_up(self, server_version: int, record_version: int, limit_s: float) -> None:
+    async def caught_up(self, put: PutResponse, limit_s: float) -> None:
         """Return once the copy has received what was written, or after `limit_s` without."""
         changed = asyncio.Event()
         unsubscribe = self._replica.subscribe(lambda _change: changed.set())
         try:
             async with asyncio.timeout(limit_s):
                 while not all(
-                    self._replica.has_reached(type_url, server_version, record_version)
-                    for type_url in _WRITTEN_AT_SIGN_IN
+                    self._replica.has_reached(
+                        TypeUrl(record.type), put.server_version, record.version
+                    )
+                    for record in put.records
                 ):
                     changed.clear()
                     await changed.wait()

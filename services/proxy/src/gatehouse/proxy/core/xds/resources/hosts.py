@@ -10,6 +10,8 @@ from gatehouse.common.config.resolved import FromURL, ResolvedSettings
 
 _DEFAULT_PORTS = {"https": 443, "http": 80}
 _MATCH_ANY_PORT = "match_any_incoming_port"
+# What a star stands for: one label or more (RFC 1123, 2.1, and `_`), in lower case.
+_LABELS = r"[a-z0-9_-]+(\.[a-z0-9_-]+)*"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -41,10 +43,10 @@ class Host:
     def authority_regex(self) -> str:
         """An expression for wildcard hosts over the whole `:authority`, in any letters.
 
-        Everything but the stars is taken literally.
+        Everything but the stars is taken literally; a star never stands for a port or userinfo.
         """
-        name = "(.*)".join(re.escape(part) for part in self.name.split("*"))
-        port = r"(:(.+))?" if self.port is None else f":{self.port}"
+        name = _LABELS.join(re.escape(part) for part in self.name.split("*"))
+        port = "(:[0-9]{1,5})?" if self.port is None else f":{self.port}"
         return f"(?i)^{name}{port}$"
 
 

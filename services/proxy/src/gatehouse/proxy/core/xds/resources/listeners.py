@@ -34,12 +34,13 @@ from gatehouse.proxy.core.xds.resources.downstream_tls import (
 )
 from gatehouse.proxy.core.xds.resources.environment import SnapshotEnvironment, SnapshotFiles
 from gatehouse.proxy.core.xds.resources.internal_clusters import ENVOY_ADMIN
-from gatehouse.proxy.core.xds.resources.scalars import boolean, uint32
+from gatehouse.proxy.core.xds.resources.scalars import boolean, seconds, uint32
 from gatehouse.proxy.core.xds.resources.upstream_clusters import BUFFER_LIMIT
 from gatehouse.proxy.errors import SnapshotError
 
 _HCM: Final = "envoy.filters.network.http_connection_manager"
 _LOOPBACK: Final = "127.0.0.1"
+_HANDSHAKE_TIMEOUT_S: Final = 10.0
 
 
 def listeners(
@@ -78,6 +79,8 @@ def _main(
                 typed_config=packed(downstream_tls(resolved, files, alpn(settings.codec_type))),
             )
         )
+        # From here on only the idle limit would count for a handshake that was begun and left.
+        chain.transport_socket_connect_timeout.CopyFrom(seconds(_HANDSHAKE_TIMEOUT_S))
         if rejects_connections(resolved):
             listener.access_log.append(connection_failure_log())
     listener.filter_chains.append(chain)

@@ -8,6 +8,8 @@ from typing import Final
 from gatehouse.common.extauthz_context import (
     CLIENT_ASSERTION_NAMESPACE,
     CLIENT_CERTIFICATE_NAMESPACE,
+    DECISION_ALLOW,
+    DECISION_FIELD,
     DECISION_NAMESPACE,
 )
 
@@ -19,12 +21,14 @@ LOCAL_REPLY_TYPE: Final = "pomerium_local_reply_type"
 def _load(name: str) -> str:
     # The scripts are data of this package, read once as it is imported, as its modules are.
     text = resources.files(__package__).joinpath("lua", name).read_text(encoding="utf-8")
-    for mark, namespace in (
+    for mark, word in (
         ("@CLIENT_ASSERTION_NAMESPACE@", CLIENT_ASSERTION_NAMESPACE),
         ("@CLIENT_CERTIFICATE_NAMESPACE@", CLIENT_CERTIFICATE_NAMESPACE),
         ("@DECISION_NAMESPACE@", DECISION_NAMESPACE),
+        ("@DECISION_FIELD@", DECISION_FIELD),
+        ("@DECISION_ALLOW@", DECISION_ALLOW),
     ):
-        text = text.replace(mark, namespace)
+        text = text.replace(mark, word)
     return text
 
 

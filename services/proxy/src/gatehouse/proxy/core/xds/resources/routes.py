@@ -124,9 +124,7 @@ def _route(
                 extauthz_context.ROUTE_CHECKSUM: str(route.checksum),
             },
         )
-    metadata = _lua_metadata(route, resolved, fronts_authenticate=fronts_authenticate)
-    if metadata.fields:
-        result.metadata.filter_metadata[LUA_NAMESPACE].CopyFrom(metadata)
+    _tell_scripts(result, resolved, _lua_metadata(route, resolved, cleans=not fronts_authenticate))
     return result
 
 
@@ -159,13 +157,15 @@ def control_plane_route(
         extauthz_context.ROUTE_CHECKSUM: "0",
     }
     _decide(result, context if decided else None)
+    _tell_scripts(result, resolved, Struct())
     return result
 
 
 def _decide(result: route_components_pb2.Route, context: Mapping[str, str] | None) -> None:
-    """Tell authorize which route this is; None switches it off here."""
+    """Tell authorize which route this is; None switches it off here, and says so to the scripts."""
     if context is None:
         per_route = ext_authz_pb2.ExtAuthzPerRoute(disabled=True)
+        result.metadata.filter_metadata[LUA_NAMESPACE]["undecided"] = True
     else:
         per_route = ext_authz_pb2.ExtAuthzPerRoute(
             check_settings=ext_authz_pb2.CheckSettings(context_extensions=dict(context))
@@ -293,11 +293,18 @@ def _removed_headers(route: ResolvedRoute, resolved: ResolvedSettings) -> list[s
     return sorted(removed)
 
 
-def _lua_metadata(
-    route: ResolvedRoute, resolved: ResolvedSettings, *, fronts_authenticate: bool
-) -> Struct:
+def _tell_scripts(
+    result: route_components_pb2.Route, resolved: ResolvedSettings, metadata: Struct
+) -> None:
+    if resolved.settings.xff_num_trusted_hops > 0:
+        metadata["trusts_proxies"] = True
+    if metadata.fields:
+        result.metadata.filter_metadata[LUA_NAMESPACE].MergeFrom(metadata)
+
+
+def _lua_metadata(route: ResolvedRoute, resolved: ResolvedSettings, *, cleans: bool) -> Struct:
     metadata = Struct()
-    if not fronts_authenticate:
+    if cleans:
         metadata["remove_pomerium_cookie"] = resolved.settings.cookie_name
         metadata["remove_pomerium_authorization"] = True
     if is_kubernetes(route):

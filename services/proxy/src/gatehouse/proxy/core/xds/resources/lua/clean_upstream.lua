@@ -1,18 +1,65 @@
--- Runs after authorization: no credential of ours leaves for an upstream, in whatever form it came.
+-- Runs after authorization: nothing passes without a decision, and no credential of ours leaves for
+-- an upstream, in whatever form it came.
 --
--- Route metadata says what to do: `remove_pomerium_cookie` (the name of the session cookie),
+-- Everything here takes time in proportion to its input: a client chooses what these patterns meet.
+--
+-- Route metadata says what to do: `undecided` (nobody is asked about this route; without it an allow
+-- must be there), `remove_pomerium_cookie` (the name of the session cookie),
 -- `remove_pomerium_authorization`, `remove_impersonate_headers` (a Kubernetes route),
 -- `rewrite_response_headers`.
 
+-- Without blanks at both ends. The pattern `^%s*(.-)%s*$` would be quadratic in inner blanks.
+local function trimmed(text)
+  local first = text:find("%S")
+  if first == nil then
+    return ""
+  end
+  local last = #text
+  while text:find("^%s", last) do
+    last = last - 1
+  end
+  return text:sub(first, last)
+end
+
+-- Cookie names may begin with a prefix that browsers check, in any letters (RFC 6265bis, 4.1.3).
+local function without_prefix(name)
+  local lower = name:sub(1, 9):lower()
+  if lower == "__secure-" then
+    return name:sub(10)
+  elseif lower:sub(1, 7) == "__host-" then
+    return name:sub(8)
+  end
+  return name
+end
+
 -- The session cookie, authenticate's own, and those of a sign-in under way. Names from the settings
 -- are compared as they are, never as patterns.
-local function is_our_cookie(name, base)
+local function is_named_by_us(name, base)
   if name:sub(1, #base) ~= base then
     return false
   end
   local rest = name:sub(#base + 1)
   return rest == "" or rest == "_authenticate" or rest == "_csrf"
       or rest:sub(1, 7) == "_login_" or rest:sub(1, 6) == "_pkce_"
+end
+
+local function is_our_cookie(pair, base)
+  local name = trimmed(pair:match("^[^=]*"))
+  return is_named_by_us(name, base) or is_named_by_us(without_prefix(name), base)
+end
+
+-- What is left of one cookie, and whether something went. Some servers take commas for separators
+-- too (RFC 2109, 4.4), others have them in values: only a part that names a cookie of ours goes.
+local function clean_cookie(crumb, base)
+  local kept, dropped = {}, false
+  for part in (crumb .. ","):gmatch("([^,]*),") do
+    if is_our_cookie(part, base) then
+      dropped = true
+    else
+      kept[#kept + 1] = part
+    end
+  end
+  return trimmed(dropped and table.concat(kept, ",") or crumb), dropped
 end
 
 local function clean_cookies(headers, base)
@@ -23,12 +70,10 @@ local function clean_cookies(headers, base)
   local kept, dropped = {}, false
   for index = 0, count - 1 do
     for crumb in (headers:getAtIndex("cookie", index) or ""):gmatch("[^;]+") do
-      local trimmed = crumb:match("^%s*(.-)%s*$")
-      local name = trimmed:match("^([^=]*)"):match("^(.-)%s*$")
-      if is_our_cookie(name, base) then
-        dropped = true
-      elseif trimmed ~= "" then
-        kept[#kept + 1] = trimmed
+      local rest, changed = clean_cookie(crumb, base)
+      dropped = dropped or changed
+      if rest ~= "" then
+        kept[#kept + 1] = rest
       end
     end
   end
@@ -56,7 +101,7 @@ local function clean_authorization(headers)
   local kept, dropped = {}, false
   for index = 0, count - 1 do
     for part in ((headers:getAtIndex("authorization", index) or "") .. ","):gmatch("([^,]*),") do
-      if is_our_authorization(part:match("^%s*(.-)%s*$")) then
+      if is_our_authorization(trimmed(part)) then
         dropped = true
       else
         kept[#kept + 1] = part
@@ -67,7 +112,7 @@ local function clean_authorization(headers)
     return
   end
   headers:remove("authorization")
-  local rest = table.concat(kept, ","):match("^%s*(.-)%s*$")
+  local rest = trimmed(table.concat(kept, ","))
   if rest ~= "" then
     headers:add("authorization", rest)
   end
@@ -79,14 +124,15 @@ local function decoded(text)
   end))
 end
 
-local function clean_query(headers)
-  local path = headers:get(":path") or ""
-  local start = path:find("?", 1, true)
+-- Of `:path` or `referer`: a page that was opened with a credential names it in its requests.
+local function clean_query(headers, name)
+  local url = headers:get(name) or ""
+  local start = url:find("?", 1, true)
   if start == nil then
     return
   end
   local kept, dropped = {}, false
-  for pair in (path:sub(start + 1) .. "&"):gmatch("([^&]*)&") do
+  for pair in (url:sub(start + 1) .. "&"):gmatch("([^&]*)&") do
     if decoded(pair:match("^([^=]*)")) == "pomerium_session" then
       dropped = true
     else
@@ -97,7 +143,17 @@ local function clean_query(headers)
     return
   end
   local query = table.concat(kept, "&")
-  headers:replace(":path", path:sub(1, start - 1) .. (query == "" and "" or "?" .. query))
+  headers:replace(name, url:sub(1, start - 1) .. (query == "" and "" or "?" .. query))
+end
+
+-- Other separators, or two referers in one, hide the parameter: then the whole query goes.
+local function clean_referer(headers)
+  clean_query(headers, "referer")
+  local url = headers:get("referer") or ""
+  local start = url:find("?", 1, true)
+  if start ~= nil and decoded(url:sub(start)):find("pomerium_session=", 1, true) then
+    headers:replace("referer", url:sub(1, start - 1))
+  end
 end
 
 -- One line for each group, since a name may hold a comma. Authorize says which; what the client
@@ -118,14 +174,32 @@ local function clean(handle)
   end
   if route:get("remove_pomerium_authorization") then
     clean_authorization(headers)
-    clean_query(headers)
+    clean_query(headers, ":path")
+    clean_referer(headers)
   end
   if route:get("remove_impersonate_headers") then
     impersonate_groups(handle)
   end
 end
 
+-- Envoy takes an answer that says nothing for an allow. Where no route matches, nobody is asked, and
+-- Envoy says that there is nothing.
+local function is_allowed(handle)
+  local info = handle:streamInfo()
+  if info:routeName() == "" or handle:metadata():get("undecided") == true then
+    return true
+  end
+  local decision = info:dynamicMetadata():get("@DECISION_NAMESPACE@") or {}
+  return decision["@DECISION_FIELD@"] == "@DECISION_ALLOW@"
+end
+
 function envoy_on_request(handle)
+  local decided, allowed = pcall(is_allowed, handle)
+  if not decided or not allowed then
+    handle:logErr("clean upstream: " .. (decided and "no decision" or tostring(allowed)))
+    handle:respond({[":status"] = "503", ["content-type"] = "text/plain"}, "no decision\n")
+    return
+  end
   local cleaned, problem = pcall(clean, handle)
   if not cleaned then
     handle:logErr("clean upstream: " .. tostring(problem))

@@ -146,8 +146,16 @@ local function describe_client_certificate(handle)
   end
 end
 
--- nil, or why the request is refused.
-local function protect(handle, rules)
+local function rules_of(handle)
+  local route = handle:metadata()
+  return {
+    trusts_proxies = route:get("trusts_proxies") == true,
+    impersonates = route:get("remove_impersonate_headers") == true,
+  }
+end
+
+-- nil and the rules of the route, or why the request is refused.
+local function protect(handle)
   local headers = handle:headers()
   if misspelt_method(headers) then
     return "methods are written in capital letters (RFC 9110, 9.1)"
@@ -158,10 +166,11 @@ local function protect(handle, rules)
   if hidden_segment(headers) then
     return "the path hides an empty or dot segment behind parameters"
   end
+  local rules = rules_of(handle)
   strip_headers(handle, headers, rules)
   drop_malformed_trace(headers)
   describe_client_certificate(handle)
-  return nil
+  return nil, rules
 end
 
 -- Waits for the trailers and holds nothing up: headers and body go on meanwhile. Fields that no
@@ -182,14 +191,6 @@ local function strip_trailers(handle, rules)
   for _, name in ipairs(doomed) do
     trailers:remove(name)
   end
-end
-
-local function rules_of(handle)
-  local route = handle:metadata()
-  return {
-    trusts_proxies = route:get("trusts_proxies") == true,
-    impersonates = route:get("remove_impersonate_headers") == true,
-  }
 end
 
 -- Which form an error page of Envoy's own takes: Accept by quality, then by position.
@@ -225,8 +226,7 @@ function envoy_on_request(handle)
   if not described then
     handle:logWarn("reply type: " .. tostring(problem))
   end
-  local rules = rules_of(handle)
-  local protected, refusal = pcall(protect, handle, rules)
+  local protected, refusal, rules = pcall(protect, handle)
   if not protected then
     handle:logErr("request guard: " .. tostring(refusal))
     handle:respond({[":status"] = "500", ["content-type"] = "text/plain"}, "internal error\n")
@@ -236,9 +236,9 @@ function envoy_on_request(handle)
       "Bad Request: " .. refusal .. ".\n"
     )
   else
-    local stripped, problem_there = pcall(strip_trailers, handle, rules)
+    local stripped, failure = pcall(strip_trailers, handle, rules)
     if not stripped then
-      handle:logErr("request guard, trailers: " .. tostring(problem_there))
+      handle:logErr("request guard, trailers: " .. tostring(failure))
     end
   end
 end
