@@ -36,6 +36,7 @@ class Steady(threading.Thread):
         self.done = threading.Event()
         self.sent = 0
         self.failed = 0
+        self.kinds: dict[str, int] = {}
         self.slowest_s = 0.0
 
     def run(self) -> None:
@@ -43,11 +44,17 @@ class Steady(threading.Thread):
             while not self.done.is_set():
                 began = time.monotonic()
                 try:
-                    good = client.get(self.stack.url("public.localhost")).status_code == 200
-                except httpx.HTTPError:
-                    good = False
+                    answer = client.get(
+                        self.stack.url("public.localhost"), headers={"accept": "application/json"}
+                    )
+                    kind = "" if answer.status_code == 200 else answer.text[:200]
+                except httpx.HTTPError as error:
+                    kind = type(error).__name__
                 self.sent += 1
-                self.failed += not good
+                if kind:
+                    self.failed += 1
+                    kind = kind.replace(answer.headers.get("x-request-id", "-"), "")
+                    self.kinds[kind] = self.kinds.get(kind, 0) + 1
                 self.slowest_s = max(self.slowest_s, time.monotonic() - began)
 
 
@@ -120,7 +127,7 @@ def run() -> list[Figure]:
         whole, one, steady = measure(Path(name) / "large", ROUTES, upstream.url)
     print(
         f"  during the {ROUTES} route changes: {steady.sent} requests, {steady.failed} failed, "
-        f"slowest {steady.slowest_s * 1000:.0f} ms"
+        f"slowest {steady.slowest_s * 1000:.0f} ms {steady.kinds or ''}"
     )
     return [
         Figure(

@@ -316,7 +316,8 @@ def test_r15_trailers_carry_no_identity_to_an_http2_upstream(
             while not answered:
                 for event in client.receive_data(tls.recv(65536)):
                     if isinstance(event, h2.events.ResponseReceived):
-                        assert dict(event.headers)[":status"] == "200"
+                        found = [(str(name), str(value)) for name, value in event.headers]
+                        assert (":status", "200") in found
                         answered = True
         assert server.body == b"abc"
         assert server.trailers == [("x-mine", "kept")]

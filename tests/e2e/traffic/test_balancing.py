@@ -53,7 +53,7 @@ OUTLIERS: dict[str, Any] = {
 class World:
     """The product and what it balances over."""
 
-    shared: Product
+    product: Product
     steady: Farm  # its members stay as they are
     fragile: Farm  # its members are hurt by tests
     zone: Zone

@@ -29,7 +29,8 @@ OPEN = {  # what each of these does without a signature is harmless; see its `wh
         f"{AUTHENTICATE}{path}"
         for path in (
             "/", "/robots.txt", "/ping", "/healthz", "/oauth2/callback",
-            "/.pomerium/signed_out", "/.pomerium",
+            "/.pomerium/signed_out", "/.pomerium", "/.pomerium/verify-access-token",
+            "/.pomerium/verify-identity-token",
         )
     ),
     *(
@@ -43,6 +44,8 @@ OPEN = {  # what each of these does without a signature is harmless; see its `wh
 }  # fmt: skip
 CONSTANT = {
     *(f"{AUTHENTICATE}{path}" for path in ("/robots.txt", "/ping", "/healthz")),
+    # Answered for the body alone.
+    *(f"{AUTHENTICATE}/.pomerium/verify-{kind}-token" for kind in ("access", "identity")),
     *(
         f"https://{APP}{path}"
         for path in (

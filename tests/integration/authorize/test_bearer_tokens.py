@@ -12,6 +12,7 @@ import grpc
 import httpx
 import pytest
 
+from gatehouse.common.config.resolved import ServiceName
 from gatehouse.common.databroker.records import record_of, seconds_of, tombstone_of, unpack
 from gatehouse.common.identity.token_check import AUDIENCE
 from gatehouse.common.ids import SESSION, USER
@@ -21,7 +22,6 @@ from tests.support.bearer_world import bearer_world, signed_in_program
 from tests.support.check import (
     AUTHENTICATE_URL,
     SECRET,
-    ServiceName,
     is_allowed,
     resolved_settings,
     route,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from collections.abc import AsyncIterator
@@ -14,7 +15,7 @@ from google.protobuf.json_format import ParseDict
 from rich.console import Console
 
 from gatehouse.cli.explain import show
-from gatehouse.cli.explain_live import ask, document, explanation_of
+from gatehouse.cli.explain_live import ask, document, explain_live, explanation_of
 from gatehouse.common.errors import GatehouseError, InvalidArgumentError, NotFoundError
 from gatehouse.common.rpc.credentials import ServiceCredentials
 from gatehouse.pb import authorize_pb2, authorize_pb2_grpc
@@ -131,3 +132,18 @@ async def test_r39_only_operators_may_ask(authorize: Checker) -> None:
             assert caught.value.code() is wanted
         answer = await stub.Explain(request, metadata=metadata("operator"), timeout=5)
         assert answer.outcome == "allowed"
+
+
+def test_the_command_says_why_it_cannot_ask(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yaml"
+    keys: dict[str, Any] = {"route": "0", "session_id": "", "facts": {}, "address": "127.0.0.1:9"}
+    config.write_text("address: [nonsense\n")
+    assert explain_live(config, {}, **keys) == 2
+    config.write_text("databroker_storage_type: memory\n")
+    assert explain_live(config, {}, **keys) == 2
+    assert "shared_secret" in capsys.readouterr().err
+    secret = base64.b64encode(SECRET).decode()
+    config.write_text(f"databroker_storage_type: memory\nshared_secret: {secret}\n")
+    assert explain_live(config, {}, **keys) == 1

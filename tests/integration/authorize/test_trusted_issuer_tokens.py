@@ -11,12 +11,12 @@ import grpc
 import jwt
 import pytest
 
+from gatehouse.common.config.resolved import ServiceName
 from gatehouse.common.databroker.records import record_of, seconds_of, timestamp_of, unpack
 from gatehouse.common.ids import USER
 from gatehouse.pb.user_pb2 import User
 from tests.support.bearer_world import bearer_world
 from tests.support.check import (
-    ServiceName,
     is_allowed,
     resolved_settings,
     route,

@@ -132,6 +132,46 @@ async def test_a_slow_authorize_is_503_after_the_timeout(upstream: EchoUpstream)
         assert upstream.requests == []
 
 
+async def test_a_check_may_take_its_time(upstream: EchoUpstream):
+    """Envoy takes the longest back-off between retries for the timeout of each try as well."""
+    import asyncio  # noqa: PLC0415
+
+    class Thoughtful(Authorize):
+        async def Check(self, request, context):  # noqa: N802
+            self.requests.append(request)
+            await asyncio.sleep(0.8)
+            return allow()
+
+    thoughtful = Thoughtful()
+    async with (
+        authorize_server(thoughtful, "127.0.0.1:0") as port,
+        proxy(config(upstream, port)) as running,
+    ):
+        assert (await http1(running.port)).status == 200
+        assert len(thoughtful.requests) == 1
+
+
+async def test_a_silent_replica_is_passed_over_within_the_time_for_a_check(
+    upstream: EchoUpstream,
+):
+    import asyncio  # noqa: PLC0415
+
+    class Silent(Authorize):
+        async def Check(self, request, context):  # noqa: N802
+            self.requests.append(request)
+            await asyncio.Event().wait()
+
+    silent, good = Silent(), Authorize()
+    async with (
+        authorize_server(silent, "127.0.0.1:0") as one,
+        authorize_server(good, "127.0.0.1:0") as two,
+        proxy(config(upstream, one, two), grpc_client_timeout="3s") as running,
+    ):
+        for _ in range(4):
+            assert (await http1(running.port)).status == 200
+        assert silent.requests
+
+
 async def test_r50_no_authorize_at_all_is_a_page_with_503(upstream: EchoUpstream):
     (dead,) = free_ports(1)
     async with proxy(config(upstream, dead)) as running:

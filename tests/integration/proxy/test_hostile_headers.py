@@ -18,7 +18,7 @@ from tests.support.upstream import EchoUpstream
 pytestmark = pytest.mark.e2e
 
 HOST = "app.example.com"
-BLANKS = 60_000
+LENGTH = 30_000
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -64,24 +64,28 @@ LONG = [
     "Accept: {1}",
     "Referer: https://x/?a{0}b&{0}=",
     "Referer: https://x/?{1}",
+    "Cookie: x{0}{0}x",
+    "Authorization: x{0}{0}x",
     "X-Pomerium-{2}: 1",
     "traceparent: 00-{0}",
     "X-Envoy-{2}: 1",
 ]
 
 
-@pytest.mark.parametrize("line", LONG)
-async def test_r55_no_header_costs_more_than_its_length(upstream: EchoUpstream, line: str):
+async def test_r55_no_header_costs_more_than_its_length(upstream: EchoUpstream):
     """A stop for a hang, not a measurement: what is not linear takes seconds here."""
     async with proxy({"routes": [public(upstream)]}) as running:
-        took = []
-        for length in (10, BLANKS // 2):
-            sent = line.format(" " * length, ";,&=" * (length // 4), "._" * (length // 2))
-            started = time.perf_counter()
-            status = (await http1(running.port, lines=[sent.replace("_", "~")])).status
-            took.append(time.perf_counter() - started)
-            assert status in (200, 400), status
-        assert took[1] < took[0] + 1.0
+        slow = {}
+        for line in LONG:
+            took = []
+            for length in (10, LENGTH):
+                sent = line.format(" " * length, ";,&=" * (length // 4), ".~" * (length // 2))
+                started = time.perf_counter()
+                assert (await http1(running.port, lines=[sent])).status in (200, 400), line
+                took.append(time.perf_counter() - started)
+            if took[1] > took[0] + 1.0:
+                slow[line] = took
+        assert slow == {}
 
 
 # -- hosts
@@ -165,7 +169,7 @@ async def test_r01_parameters_do_not_hide_an_empty_segment(upstream: EchoUpstrea
                 "/;",
             ):
                 assert (await http1(running.port, path)).status == 400, (path, keys)
-            assert upstream.requests == []
+            assert running.authorize.requests == []
             for path in ("/a;x=1/b", "/a;", "/a?b=/;/", "/a/b;c;d/e"):
                 assert arrived(await http1(running.port, path))["path"] == path
 

@@ -28,7 +28,7 @@ from tests.support.check import Desk, check_request, resolved_settings, route, s
 from tests.support.policy import NOW_S, policy_of
 
 ANYONE = policy_of("allow: {or: [{authenticated_user: true}]}")
-ISSUERS = {
+ISSUERS: dict[str, Any] = {
     "identity_providers": {"ci": {"issuer": "https://ci.example.com", "audiences": ["gatehouse"]}}
 }
 FORMATS = ("idp_access_token", "idp_identity_token", "jwt")

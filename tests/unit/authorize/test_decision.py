@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 from urllib.parse import parse_qs, urlsplit
@@ -562,13 +563,14 @@ def test_only_true_means_internal() -> None:
 
 def test_all_that_is_wrong_with_a_configuration_is_said_at_once() -> None:
     settings = resolved_settings(
-        route(U1, bearer_token_format="jwt"),
+        dataclasses.replace(route(U1), identity_provider=None),
         bearer_token_format="idp_access_token",
+        authenticate_url="http://authenticate.example.com",
     )
     with pytest.raises(ConfigError) as caught:
         compile_plans(settings)
     assert {issue.key for issue in caught.value.issues} == {
-        "bearer_token_format",
+        "authenticate_internal_service_url",
         "routes[0].bearer_token_format",
     }
 

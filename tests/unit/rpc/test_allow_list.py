@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
@@ -100,10 +102,10 @@ TOKEN_SESSION = "5e9a1f0c-3b1d-5a54-9c8e-0d8f0a5f3b11"  # a UUID of version 5
 
 
 def bearer_put(
-    *, session_changes: dict[str, object] | None = None, user_id: str = "u1", **other: bool
+    *, session_changes: dict[str, Any] | None = None, user_id: str = "u1", **other: bool
 ) -> PutRequest:
     """What authorize writes for a bearer token, with something changed."""
-    values = {"id": TOKEN_SESSION, "user_id": "u1", "refresh_disabled": True}
+    values: dict[str, Any] = {"id": TOKEN_SESSION, "user_id": "u1", "refresh_disabled": True}
     session = Session(**(values | (session_changes or {})))
     records = [record_of(User(id=user_id), user_id), record_of(session, session.id)]
     if other.get("deletes"):

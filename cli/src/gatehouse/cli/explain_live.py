@@ -57,18 +57,13 @@ def explain_live(
     of the caller, 1 when authorize could not be asked or knows no such session or route.
     """
     console = console or Console()
-    made_up: list[bytes] = []
-
-    def no_secret() -> bytes:
-        made_up.append(SystemRng().token_bytes(32))
-        return made_up[0]
-
+    made_up = SystemRng().token_bytes(32)
     try:
-        settings, _ = load_and_resolve(config, environ, random_secret=no_secret)
+        settings, _ = load_and_resolve(config, environ, random_secret=lambda: made_up)
     except ConfigError as error:
         report_issues(error.issues)
         return EXIT_CONFIG
-    if made_up:
+    if made_up in settings.shared_secrets:
         print("shared_secret is not set, so authorize cannot be asked; set it", file=sys.stderr)
         return EXIT_CONFIG
     request = authorize_pb2.ExplainRequest(session_id=session_id, route=route)

@@ -60,7 +60,7 @@ _MAX_HEADERS_KB: Final = 128
 _MAX_HEADERS: Final = 1000
 _MAX_CHECK_ANSWER: Final = 1 << 20
 _UNSET_CHECK_TIMEOUT_S: Final = 30.0
-_CHECK_RETRIES: Final = 2
+_CHECK_RETRIES: Final = 2  # so the time for a check is enough for three that stay silent
 
 _CODECS: Final = {
     CodecType.AUTO: hcm_pb2.HttpConnectionManager.AUTO,
@@ -172,9 +172,15 @@ def _script(name: str, source: str) -> lua_pb2.Lua:
 def _ext_authz(settings: Settings) -> ext_authz_pb2.ExtAuthz:
     timeout_s = settings.grpc_client_timeout or _UNSET_CHECK_TIMEOUT_S
     retries = base_pb2.RetryPolicy(
-        retry_on="connect-failure,refused-stream,unavailable,reset-before-request",
+        # A Check changes nothing, so one that was cut or got no answer may be asked again.
+        retry_on="connect-failure,refused-stream,unavailable,reset-before-request,reset",
         num_retries=uint32(_CHECK_RETRIES),
-        retry_back_off={"base_interval": seconds(0.025), "max_interval": seconds(0.25)},
+        # For gRPC services Envoy takes `max_interval` for the timeout of each try as well. With it
+        # as short as a back-off is, any check that had to wait a moment became a 503.
+        retry_back_off={
+            "base_interval": seconds(0.025),
+            "max_interval": seconds(timeout_s / (_CHECK_RETRIES + 1)),
+        },
         retry_host_predicate=[
             base_pb2.RetryPolicy.RetryHostPredicate(
                 name="envoy.retry_host_predicates.previous_hosts",
