@@ -257,7 +257,7 @@ async def cpu_per_check(server: Server, requests: list[bytes], times: int) -> fl
         rng=SystemRng(),
     )
     try:
-        call = (await channel.ready_channel(20)).unary_unary(
+        call: Any = (await channel.ready_channel(20)).unary_unary(
             "/envoy.service.auth.v3.Authorization/Check"
         )
 

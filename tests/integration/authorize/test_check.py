@@ -400,7 +400,9 @@ async def test_records_of_external_sources_decide_and_their_changes_too(tmp_path
             await external_synced(authorize)
             assert await status() == 403
             changed = asyncio.Event()
-            authorize.service._external.subscribe(lambda _change: changed.set())
+            external = authorize.service._external
+            assert external is not None
+            external.subscribe(lambda _change: changed.set())
             await writer.put([person(3)])
             async with asyncio.timeout(10):
                 await changed.wait()

@@ -427,7 +427,7 @@ def test_the_filters_of_configuration_and_route_are_joined() -> None:
     response = desk.check(headers=desk.cookie("s1"))
     assert list(response.dynamic_metadata["impersonate-groups"]) == ["g1", "Admins"]
     (plan,) = desk.decider.plans.routes.values()
-    assert plan.headers.groups_filter == {"g1", "g9"}
+    assert plan.headers.groups_filter == frozenset({"g1", "g9"})
     (plan,) = kubernetes_desk().decider.plans.routes.values()
     assert plan.headers.groups_filter is None
 

@@ -170,7 +170,7 @@ def test_a_skipped_bound_is_passed_when_the_clock_jumps() -> None:
     ],
 )
 def test_the_next_instant_is_a_bound_midnight_or_a_jump(bounds, now, until) -> None:
-    criterion = Criterion("time_of_day", "", freeze(day_time(*bounds, zone=BERLIN)))
+    criterion = Criterion("time_of_day", "", freeze(day_time(bounds[0], bounds[1], zone=BERLIN)))
     compiled = compile_criterion(criterion)
     assert compiled.until_s is not None
     assert compiled.until_s(at(now)) == at(until)
