@@ -137,12 +137,18 @@ def explain(
     facts: Annotated[
         str, typer.Option("--facts", help="Further facts as JSON: devices, headers, ...")
     ] = "",
+    live: Annotated[
+        str, typer.Option("--live", help="Ask a running authorize at this gRPC host:port.")
+    ] = "",
+    session: Annotated[
+        str, typer.Option("--session", help="With --live: the id of a real session.")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what a route's policy decides about a request, why, and what would change it.
 
     Without --user and --email nobody is signed in. The very code that decides requests decides
-    here.
+    here. With --live a running authorize answers, about a real session and its own settings.
 
     Example:  gatehouse explain --config config.yaml --route https://wiki.example.com
               --user u1 --email ada@example.com --path /admin
@@ -165,6 +171,20 @@ def explain(
     except PolicyError as error:
         print(str(error), file=sys.stderr)
         raise typer.Exit(2) from None
+    if live:
+        from gatehouse.cli.explain_live import explain_live
+
+        raise typer.Exit(
+            explain_live(
+                config,
+                os.environ,
+                address=live,
+                session_id=session,
+                route=route,
+                facts=found,
+                as_json=as_json,
+            )
+        )
     raise typer.Exit(
         explain_command.explain(config, os.environ, route=route, facts=found, as_json=as_json)
     )
