@@ -141,25 +141,29 @@ def test_r50_an_authorize_that_misbehaves_opens_nothing(fresh_stack: Make, provi
             def crash(_context: Any) -> Any:
                 raise RuntimeError("a bug")
 
+            # In an order that leaves the one authorize in rotation: five failures in a row (a check
+            # is tried three times) would eject it, and nothing after that would be asked.
             answers: dict[str, tuple[Callable[[Any], Any], set[int]]] = {
                 "slow": (slow, {503}),
-                "unavailable": (aborting(grpc.StatusCode.UNAVAILABLE), {503}),
+                "denied-only": (lambda _c: denied(7), {403}),
                 "internal": (aborting(grpc.StatusCode.INTERNAL), {503}),
                 "denied": (aborting(grpc.StatusCode.PERMISSION_DENIED), {503}),
-                "unauthenticated": (aborting(grpc.StatusCode.UNAUTHENTICATED), {503}),
                 "unimplemented": (aborting(grpc.StatusCode.UNIMPLEMENTED), {503}),
+                "unauthenticated": (aborting(grpc.StatusCode.UNAUTHENTICATED), {503}),
                 "crash": (crash, {503}),
-                "denied-only": (lambda _c: denied(7), {403}),
                 "denied-as-200": (lambda _c: denied(7, 200), {200}),
-                "unknown-code": (lambda _c: denied(99), {403}),
                 "10-mib": (lambda _c: allow(x_big="x" * (10 << 20)), {503}),
+                "unknown-code": (lambda _c: denied(99), {403}),
                 "bad-header-name": (lambda _c: allow(**{"x a\r\n": "1"}), {500, 503}),
                 "bad-header-value": (lambda _c: allow(x="1\r\nx-b: 2"), {500, 503}),
+                "unavailable": (aborting(grpc.StatusCode.UNAVAILABLE), {503}),
             }
             for name, (answer, statuses) in answers.items():
                 authorize.answer = answer
+                asked = authorize.asked
                 status = http1(world).status
                 assert status in statuses, (name, status)
+                assert authorize.asked > asked, name
                 assert len(world.upstream.requests) == before, name
         wait_for(lambda: http1(world).status == 503)  # and gone again
         assert len(world.upstream.requests) == before
@@ -496,7 +500,8 @@ def test_r53_r56_r58_upgrades_disconnects_and_slow_clients(
         with connected(world, "http/1.1") as idle:
             idle.sendall(b"GET / HTTP/1.1\r\nHost: public.localhost\r\n\r\n")
             assert idle.recv(65536).startswith(b"HTTP/1.1 200")
-            assert idle.recv(65536) == b""
+            while idle.recv(65536):  # the body may come apart from the head
+                pass
         assert time.monotonic() - started < 12
         assert http1(world).status == 200
 
