@@ -169,6 +169,23 @@ def test_services_are_picked_by_the_settings(tmp_path: Path) -> None:
     assert finish(process)[0] == 0
 
 
+@pytest.mark.parametrize("change", ["insecure_server: true", "grpc_insecure: false"])
+def test_what_only_a_restart_can_change_is_refused_and_named(tmp_path: Path, change: str) -> None:
+    process = start(tmp_path, {})
+    lines_until(process, "running proxy")
+    config = tmp_path / "config.yaml"
+    config.write_text(f"{config.read_text()}{change}\n")
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "cannot change while running" in line:
+            assert change.partition(":")[0] in line
+            break
+    else:
+        raise AssertionError("the change was not refused")
+    process.send_signal(signal.SIGTERM)
+    assert finish(process)[0] == 0
+
+
 def test_a_taken_grpc_address_is_named(tmp_path: Path) -> None:
     first = start(tmp_path, {})
     lines_until(first, "running proxy")

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatehouse.authorize.core.check_request import read_check_request, split_host
+from gatehouse.authorize.core.check_request import ForwardedFor, read_check_request, split_host
 from gatehouse.authorize.core.client_certificate import leaf_facts
 from tests.support.check import Desk, check_request, is_allowed, resolved_settings, route
 from tests.support.policy import NOW_S, policy_of
@@ -130,3 +130,21 @@ def test_certificate_names_with_commas_cannot_pass_for_two_in_headers() -> None:
     response = one.check(certificate=pem)
     values = {o.header.key: o.header.value for o in response.ok_response.headers}
     assert values == {"x-names": "az.example,za.example", "x-print": fingerprint}
+
+
+@pytest.mark.parametrize(
+    ("hops", "appended", "header", "found"),
+    [
+        (0, True, "203.0.113.9", "10.0.0.1"),  # nobody in front is believed
+        (1, True, "198.51.100.7, 203.0.113.9, 10.0.0.1", "203.0.113.9"),
+        (2, True, "198.51.100.7,203.0.113.9,10.0.0.1", "198.51.100.7"),
+        (1, False, "198.51.100.7, 203.0.113.9", "203.0.113.9"),
+        (1, True, "2001:DB8::1, 10.0.0.1", "2001:db8::1"),
+        (1, True, "10.0.0.1", "10.0.0.1"),  # the balancer itself
+        (3, True, "203.0.113.9, 10.0.0.1", "10.0.0.1"),
+        (1, True, "a, 10.0.0.1", "10.0.0.1"),
+        (1, True, "", "10.0.0.1"),
+    ],
+)
+def test_r20_the_client_behind_trusted_hops(hops, appended, header, found) -> None:
+    assert ForwardedFor(hops, appended).client_of(header, "10.0.0.1") == found

@@ -243,6 +243,12 @@ def _join_process_settings(hub: ConfigHub) -> None:
                 ("services", first.services, new.services),
                 ("grpc_address", first.grpc_address, new.grpc_address),
                 ("grpc_insecure", first.grpc_insecure, new.grpc_insecure),
+                # Envoy refuses a listener on an address that one of another name still has.
+                (
+                    "insecure_server",
+                    first.settings.insecure_server,
+                    new.settings.insecure_server,
+                ),
             )
             if before != after
         ]

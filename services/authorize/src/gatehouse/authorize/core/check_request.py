@@ -5,6 +5,7 @@ https://www.envoyproxy.io/docs/envoy/latest/api-v3/service/auth/v3/attribute_con
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -66,7 +67,37 @@ class RequestFacts:
         return f"https://{self.host}{self.raw_path}{query}"
 
 
-def read_check_request(request: Any, now_s: float) -> RequestFacts:
+@dataclass(frozen=True, slots=True)
+class ForwardedFor:
+    """How far X-Forwarded-For is to be believed: `xff_num_trusted_hops`, `skip_xff_append`."""
+
+    trusted_hops: int = 0
+    appended: bool = True  # Envoy has put the peer's address at the end
+
+    def client_of(self, header: str, peer: str) -> str:
+        """The client's address, found as Envoy does; `peer` where the header does not tell.
+
+        ext_authz passes on the address of the TCP peer, which behind a balancer is the balancer
+        (https://www.envoyproxy.io/docs/envoy/v1.40/configuration/http/http_conn_man/headers).
+        """
+        if self.trusted_hops <= 0:
+            return peer
+        entries = header.split(",") if header else []
+        place = self.trusted_hops + (1 if self.appended else 0)
+        if len(entries) < place:
+            return peer
+        try:
+            return str(ipaddress.ip_address(entries[-place].strip()))
+        except ValueError:
+            return peer
+
+
+DIRECT: Final = ForwardedFor()
+
+
+def read_check_request(
+    request: Any, now_s: float, forwarded: ForwardedFor = DIRECT
+) -> RequestFacts:
     """The facts of a CheckRequest.
 
     A path that does not decode and a known method in other letters are a `problem`: policy and
@@ -95,7 +126,9 @@ def read_check_request(request: Any, now_s: float) -> RequestFacts:
         raw_path=raw_path,
         path=path or "",
         query=query,
-        ip=attributes.source.address.socket_address.address,
+        ip=forwarded.client_of(
+            headers.get("x-forwarded-for", ""), attributes.source.address.socket_address.address
+        ),
         headers=headers,
         cookie_lines=cookie_lines,
         request_id=headers.get("x-request-id", ""),

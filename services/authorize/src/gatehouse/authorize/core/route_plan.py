@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from gatehouse.authorize.core.bearer import BearerPlans, compile_bearer
-from gatehouse.authorize.core.check_request import RequestFacts
+from gatehouse.authorize.core.check_request import ForwardedFor, RequestFacts
 from gatehouse.authorize.core.client_trust import ClientTrust, Verdicts
 from gatehouse.authorize.core.criteria import Fact
 from gatehouse.authorize.core.evaluator import CompiledPolicy, Evaluation
@@ -151,6 +151,7 @@ class Plans:
     log_fields: tuple[str, ...]
     max_staleness_s: float  # 0: no limit
     bearer: BearerPlans
+    forwarded: ForwardedFor
     record_types: frozenset[TypeUrl] = frozenset()  # of external data sources, used by policies
 
 
@@ -174,6 +175,9 @@ def compile_plans(settings: ResolvedSettings) -> Plans:
     found = {plan.idp_id for plan in routes.values()} | {default}
     return Plans(
         generation=settings.generation,
+        forwarded=ForwardedFor(
+            settings.settings.xff_num_trusted_hops, not settings.settings.skip_xff_append
+        ),
         routes=routes,
         internal=_internal_plan(settings),
         idp_ids=frozenset(found - {""}),

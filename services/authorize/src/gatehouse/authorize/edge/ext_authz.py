@@ -83,7 +83,7 @@ class ExtAuthz(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[mi
         in_force = self._in_force
         decider = in_force.decider
         now_s = self._clock.now_s()
-        facts = read_check_request(request, now_s)
+        facts = read_check_request(request, now_s, decider.plans.forwarded)
         prepared = decider.prepare(facts, now_s)
         handle = prepared.handle
         if prepared.bearer is not None:

@@ -212,7 +212,9 @@ def _outlier_detection() -> outlier_detection_pb2.OutlierDetection:
         interval=seconds(10.0),
         base_ejection_time=seconds(30.0),
         max_ejection_time=seconds(300.0),
-        max_ejection_percent=uint32(100),
+        # Never all of them: requests that make authorize answer with an error, sent on purpose,
+        # would otherwise shut everybody out. A replica that is really gone fails its health check.
+        max_ejection_percent=uint32(50),
         consecutive_gateway_failure=uint32(5),
         enforcing_consecutive_gateway_failure=uint32(0),
         failure_percentage_threshold=uint32(85),
