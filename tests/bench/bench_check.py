@@ -112,18 +112,13 @@ def build(sessions: int, routes: int) -> tuple[ExtAuthz, Decider, IdentitySource
     policy = policy_of_text()
     settings = resolved_settings(
         *(
-            route(
-                policy,
-                index=index,
-                route_id=f"{index:016x}",
-                pass_identity_headers=True,
-            )
+            route(policy, route_id=f"{index:016x}", pass_identity_headers=True)
             for index in range(routes)
         ),
         jwt_claims_headers={"X-Email": "email", "X-Dept": "dept"},
         max_staleness="0s",
     )
-    in_force = build_in_force(compile_plans(settings), SystemRng())
+    in_force = build_in_force(compile_plans(settings), SystemClock(), SystemRng())
     source = IdentitySource(replica, reader, _no_client, clock)
     return ExtAuthz(in_force, source, clock), in_force.decider, source
 
@@ -179,7 +174,7 @@ def parts(servicer: ExtAuthz, decider: Decider, source: IdentitySource, requests
     answer = decider.answer(facts, prepared, identity, now_s)
     assert answer.evaluation is not None
     line = Line(facts, identity, plan, answer.evaluation, source.versions(), now_s)
-    log = AuthorizeLog(decider.plans.log_fields)
+    log = AuthorizeLog(decider.plans.log_fields, SystemRng().uuid4)
 
     timed("parse CheckRequest (protobuf)", lambda: CheckRequest.FromString(raw))
     timed("read facts", lambda: read_check_request(message, 0.0))

@@ -16,9 +16,11 @@ from pathlib import Path
 import httpx
 
 from gatehouse.proxy.edge.envoy_binary import find_envoy_binary
+from tests.bench.envoys import answering_config
 from tests.bench.figures import Figure
 from tests.support.identity import provider_mock
-from tests.support.stack import Stack, free_ports
+from tests.support.ports import free_ports
+from tests.support.stack import Stack
 from tests.support.upstream import EchoUpstream
 
 RUNS = 5
@@ -41,45 +43,8 @@ def first_answer(stack: Stack) -> float:
 
 def bare_envoy(directory: Path) -> float:
     port = free_ports(1)[0]
-    answer = {"status": 200, "body": {"inline_string": "ok"}}
-    manager = {
-        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3"
-        ".HttpConnectionManager",
-        "stat_prefix": "bare",
-        "route_config": {
-            "virtual_hosts": [
-                {
-                    "name": "all",
-                    "domains": ["*"],
-                    "routes": [{"match": {"prefix": "/"}, "direct_response": answer}],
-                }
-            ]
-        },
-        "http_filters": [
-            {
-                "name": "envoy.filters.http.router",
-                "typed_config": {
-                    "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
-                },
-            }
-        ],
-    }
-    listener = {
-        "name": "bare",
-        "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
-        "filter_chains": [
-            {
-                "filters": [
-                    {
-                        "name": "envoy.filters.network.http_connection_manager",
-                        "typed_config": manager,
-                    }
-                ]
-            }
-        ],
-    }
     path = directory / "bare.json"
-    path.write_text(json.dumps({"static_resources": {"listeners": [listener]}}))
+    path.write_text(json.dumps(answering_config(port)))
     began = time.monotonic()
     process = subprocess.Popen(
         [

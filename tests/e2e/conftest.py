@@ -111,7 +111,10 @@ def _world(directory: Path, provider: str, *, split: bool, postgres: str) -> Ite
             routes=standard_routes(upstream.url),
             split=split,
             postgres=postgres,
-            extra={"jwt_claims_headers": {"X-Pomerium-Claim-Email": "email"}},
+            extra={
+                "jwt_claims_headers": {"X-Pomerium-Claim-Email": "email"},
+                "explain_policy": {"allow": {"or": [{"email": ADA}]}},
+            },
         )
         with running(stack):
             yield World(stack, upstream, provider)

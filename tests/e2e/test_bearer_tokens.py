@@ -10,6 +10,7 @@ import jwt
 import pytest
 
 from tests.support.bearer_world import signed_in_program
+from tests.support.identity import id_token_of
 from tests.support.stack import Stack
 from tests.support.upstream import EchoUpstream, headers_of
 
@@ -50,8 +51,8 @@ def test_each_format_through_envoy(fresh_stack: MakeStack, provider: str, split:
     program = asyncio.run(signed_in_program(provider, "ada@example.com", client_id=stack.client_id))
     tokens = {
         "app.localhost": (program.tokens.access_token, program.user_id),
-        "admin.localhost": (program.id_token.raw, program.user_id),
-        "public.localhost": (program.id_token.raw, f"ci/{program.subject}"),
+        "admin.localhost": (id_token_of(program).raw, program.user_id),
+        "public.localhost": (id_token_of(program).raw, f"ci/{program.subject}"),
     }
     with stack.client() as http:
         for host, (token, user_id) in tokens.items():
@@ -74,7 +75,10 @@ def test_each_format_through_envoy(fresh_stack: MakeStack, provider: str, split:
             assert len(upstream.requests) == before
         both = http.get(
             stack.url("public.localhost"),
-            headers={"authorization": f"Bearer {program.id_token.raw}", "cookie": "_pomerium=x"},
+            headers={
+                "authorization": f"Bearer {id_token_of(program).raw}",
+                "cookie": "_pomerium=x",
+            },
         )
         assert both.status_code == 400
         # Questions about tokens are for services alone.
@@ -84,7 +88,7 @@ def test_each_format_through_envoy(fresh_stack: MakeStack, provider: str, split:
     for process in stack.processes.values():
         log = process.log() + process.access_log()
         assert program.tokens.access_token not in log
-        assert program.id_token.raw not in log
+        assert id_token_of(program).raw not in log
 
 
 def test_authenticate_is_not_believed_without_its_certificate(

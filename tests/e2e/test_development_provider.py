@@ -18,9 +18,10 @@ from gatehouse.cli.demo import identity_provider
 from gatehouse.cli.demo.provider_grants import Client
 from gatehouse.cli.demo.smoke import choice_of
 from tests.e2e.conftest import ADA, GRACE, standard_routes
+from tests.support.ports import free_ports
 from tests.support.postgres import fresh_database
 from tests.support.sign_in import follow, sign_in
-from tests.support.stack import Stack, free_ports, running
+from tests.support.stack import Stack, running
 from tests.support.upstream import EchoUpstream
 
 pytestmark = pytest.mark.e2e

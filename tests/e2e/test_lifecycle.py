@@ -136,6 +136,7 @@ def test_sigterm_drains_and_exits_zero(fresh_stack: Fresh) -> None:
     stack, _ = fresh_stack()
     stack.start()
     process = stack.processes["proxy"]
+    assert "databroker sync" not in process.log()  # nobody asks our own before it answers
     with stack.client() as client:
         assert client.get(stack.url("public.localhost")).status_code == 200
         began = time.monotonic()
@@ -242,7 +243,8 @@ def test_bad_configuration_at_start_names_everything_at_once(fresh_stack: Fresh)
 
 
 def test_authorize_away_is_503_and_recovers(fresh_stack: Fresh, postgres_dsn: str) -> None:
-    stack, upstream = fresh_stack(split=True, postgres=postgres_dsn)
+    asks = {"decision_cache": False}  # a remembered decision needs no authorize
+    stack, upstream = fresh_stack(split=True, postgres=postgres_dsn, extra=asks)
     stack.start()
     with stack.client() as client:
         assert sign_in(client, stack.url("app.localhost"), GRACE)[-1].status_code == 200

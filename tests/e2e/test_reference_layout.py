@@ -19,8 +19,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.support.localhost import localhost_client
 from tests.support.pki import Authority
+from tests.support.ports import free_ports
 from tests.support.sign_in import query_of
-from tests.support.stack import Gatehouse, free_ports, secret
+from tests.support.stack import Gatehouse, secret
 
 pytestmark = pytest.mark.e2e
 
@@ -80,7 +81,10 @@ def start(sample: Path) -> Iterator[Start]:
     def begin(name: str, environment: dict[str, str]) -> Gatehouse:
         (health,) = free_ports(1)
         given = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
-        given |= environment | {"HEALTH_CHECK_ADDR": f"127.0.0.1:{health}"}
+        given |= environment | {
+            "HEALTH_CHECK_ADDR": f"127.0.0.1:{health}",
+            "SHUTDOWN_DELAY": "0s",
+        }
         given |= {
             "CERTIFICATE_FILE": str(sample.parent / "cert.pem"),
             "CERTIFICATE_KEY_FILE": str(sample.parent / "key.pem"),

@@ -9,10 +9,11 @@ import pytest
 
 from tests.e2e.conftest import GRACE, World
 from tests.e2e.test_security_paths import http1
-from tests.support.sign_in import sign_in
+from tests.support.sign_in import follow, sign_in
 
 pytestmark = pytest.mark.e2e
 
+HTML = {"accept": "text/html"}
 CROSS_SITE = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "accept": "text/html"}
 
 
@@ -71,3 +72,69 @@ def test_r08_our_pages_answer_to_plain_hosts_only(world: World, host: str) -> No
         world, "/.pomerium/api/v1/login?pomerium_redirect_uri=http://localhost:1/", host=host
     )
     assert login.status in (400, 404)
+
+
+def every_page(world: World) -> dict[str, tuple[str, int]]:
+    """What a signed-in person may come to see, with the status."""
+    at, app = world.stack.authenticate_url, world.stack.url("app.localhost", "")
+    return {
+        "who am I": (f"{app}/.pomerium/", 200),
+        "who am I, at authenticate": (f"{at}/.pomerium/", 200),
+        "applications": (f"{app}/.pomerium/routes", 200),
+        "sign out?": (f"{at}/.pomerium/sign_out", 200),
+        "signed out": (f"{at}/.pomerium/signed_out", 200),
+        "a bad link": (f"{at}/.pomerium/sign_in", 400),
+        "a bad callback": (f"{app}/.pomerium/callback/", 400),
+        "denied by the provider": (f"{at}/oauth2/callback?error=access_denied", 401),
+        "nothing there": (f"{app}/.pomerium/nothing", 404),
+        "refused": (world.stack.url("admin.localhost"), 403),
+        "no such path": (world.stack.url("rewrite.localhost", "/none"), 404),
+    }
+
+
+def test_every_page_has_a_json_twin_and_neither_is_framed_stored_or_scripted(world: World) -> None:
+    with world.stack.client() as client:
+        sign_in(client, world.stack.url("app.localhost"), GRACE)
+        follow(client, client.get(world.stack.url("admin.localhost"), headers=HTML))
+        for name, (url, status) in every_page(world).items():
+            page = client.get(url, headers=HTML)
+            twin = client.get(url, headers={"accept": "application/json"})
+            assert (page.status_code, twin.status_code) == (status, status), name
+            assert page.headers["content-type"].startswith("text/html"), name
+            assert twin.headers["content-type"].startswith("application/json"), name
+            assert isinstance(twin.json(), dict), name
+            policy = page.headers.get("content-security-policy", "")
+            assert "frame-ancestors 'none'" in policy, name
+            assert "default-src 'none'" in policy, name
+            script = re.search(r"script-src ([^;]*)", policy)
+            assert script is None or "unsafe" not in script[1], name
+            assert "<script>" not in page.text, name
+            for answer in (page, twin):
+                assert "no-store" in answer.headers["cache-control"], name
+
+
+def test_r36_no_answer_holds_a_secret_of_ours_or_a_token_of_the_providers(world: World) -> None:
+    stack = world.stack
+    secrets = [stack.shared_secret, stack.cookie_secret, stack.client_secret]
+    with stack.client() as client:
+        sign_in(client, stack.url("app.localhost"), GRACE)
+        follow(client, client.get(stack.url("admin.localhost"), headers=HTML))
+        held = [cookie.value for cookie in client.cookies.jar if cookie.value]
+        urls = [url for url, _ in every_page(world).values()]
+        for path in (
+            *("/.pomerium/user", "/.pomerium/jwt", "/.pomerium/api/v1/routes"),
+            *("/.well-known/pomerium", "/.well-known/pomerium/jwks.json"),
+        ):
+            urls += [stack.url("app.localhost", path)]
+        texts = [
+            client.get(url, headers={"accept": kind}).text
+            for url in urls
+            for kind in ("text/html", "application/json")
+        ]
+    for process in stack.processes.values():
+        texts += [process.probe(path).text for path in ("/status", "/readyz", "/healthz")]
+    for text in texts:
+        for secret in (*secrets, *held):
+            assert secret not in text
+        for name in ("client_secret", "refresh_token", "access_token", "id_token"):
+            assert name not in text

@@ -1,7 +1,7 @@
 """Paths, hosts and methods in hostile spellings, against the running product.
 
-Every refusal must also leave the upstream untouched. The two clients here send exactly what they
-are given; the other security tests use them too.
+The two clients here send exactly what they are given, and see to it that a refusal left the
+upstream untouched, to the byte; the other security tests use them too.
 """
 
 from __future__ import annotations
@@ -77,8 +77,12 @@ def http1(
 
 
 def exchange(world: World, data: bytes, *, sni: str = OPEN, timeout_s: float = TIMEOUT_S) -> bytes:
-    """Send bytes over TLS and return what comes back: one whole answer, or all until the end."""
+    """Send bytes over TLS and return what comes back: one whole answer, or all until the end.
+
+    Unless it is the upstream's own answer, the upstream has not received a byte.
+    """
     received = b""
+    before = world.upstream.received
     with connected(world, "http/1.1", sni, timeout_s) as tls:
         try:
             tls.sendall(data)
@@ -86,6 +90,7 @@ def exchange(world: World, data: bytes, *, sni: str = OPEN, timeout_s: float = T
                 received += chunk
         except CLOSED:
             pass
+    world.upstream.check_refusal(parse(received).headers, before)
     return received
 
 
@@ -144,8 +149,14 @@ def http2(
     body: bytes = b"",
     trailers: Sequence[tuple[str, str]] = (),
     sni: str = OPEN,
+    may_begin: bool = False,
 ) -> Reply:
-    """One HTTP/2 request on a connection of its own, nothing checked or mended on our side."""
+    """One HTTP/2 request on a connection of its own, nothing checked or mended on our side.
+
+    Unless it is the upstream's own answer, the upstream has not received a byte; `may_begin`: or
+    has received a request that was cut.
+    """
+    before = world.upstream.received
     connection = h2.connection.H2Connection(
         h2.config.H2Configuration(
             validate_outbound_headers=False,
@@ -189,6 +200,8 @@ def http2(
             h2.exceptions.ProtocolError,
         ):
             pass
+    if not may_begin:
+        world.upstream.check_refusal(received, before)
     return Reply(status, tuple(received), data)
 
 
@@ -263,24 +276,19 @@ REFUSED_SPELLINGS = [
 
 @pytest.mark.parametrize("path", PRIVATE_SPELLINGS)
 def test_r01_r02_r04_every_spelling_of_a_guarded_path_is_guarded(world: World, path: str) -> None:
-    before = len(world.upstream.requests)
     answer = http1(world, path)
     assert answer.status in (302, 400), (answer.status, answer.body[:200])
     if answer.status == 302:
         assert answer.location.startswith(world.stack.authenticate_url)
-    assert len(world.upstream.requests) == before
 
 
 def test_r03_r04_paths_without_one_meaning_are_refused(world: World) -> None:
-    before = len(world.upstream.requests)
     asks = {path: functools.partial(http1, world, path) for path in REFUSED_SPELLINGS}
     statuses = {path: answer.status for path, answer in at_once(asks).items()}
     assert {path: status for path, status in statuses.items() if status not in (0, 400, 404)} == {}
-    assert len(world.upstream.requests) == before
 
 
 def test_r01_r03_http2_paths_are_guarded_alike(world: World) -> None:
-    before = len(world.upstream.requests)
     spellings = [*PRIVATE_SPELLINGS[:-2], *REFUSED_SPELLINGS]
     asks = {
         path: functools.partial(http2, world, [*pseudo(path), ("accept", "text/html")])
@@ -289,7 +297,6 @@ def test_r01_r03_http2_paths_are_guarded_alike(world: World) -> None:
     statuses = {path: answer.status for path, answer in at_once(asks).items()}
     assert {p: status for p, status in statuses.items() if status not in (0, 302, 400, 404)} == {}
     assert statuses["/private/x"] == 302
-    assert len(world.upstream.requests) == before
 
 
 def test_r01_a_path_is_forwarded_in_the_spelling_that_was_decided(world: World) -> None:
@@ -326,10 +333,18 @@ def test_r02_a_doubled_slash_is_never_an_authority(world: World) -> None:
 )
 def test_r05_a_denied_path_is_denied_in_every_spelling(world: World, path: str) -> None:
     handle = handle_of(world, GRACE, "methods.localhost")
-    before = len(world.upstream.requests)
     answer = http1(world, path, host="methods.localhost", lines=[f"Cookie: _pomerium={handle}"])
     assert answer.status == 403, (answer.status, answer.body[:300])
-    assert len(world.upstream.requests) == before
+
+
+@pytest.mark.parametrize(
+    "path", ["/secret/*/x", "/secret/*", "/secret*", "/secret/%2A/x", "/secret/{id}", "/secret/**"]
+)
+def test_r10_a_star_in_a_segment_is_a_character(world: World, path: str) -> None:
+    """Nothing that stands for a pattern elsewhere keeps a path from a rule that denies it."""
+    handle = handle_of(world, GRACE, "methods.localhost")
+    answer = http1(world, path, host="methods.localhost", lines=[f"Cookie: _pomerium={handle}"])
+    assert answer.status in (400, 403), (answer.status, answer.body[:300])
 
 
 def test_r05_the_query_is_no_part_of_the_path(world: World) -> None:
@@ -362,21 +377,17 @@ def test_r06_odd_queries_do_not_move_a_request_to_another_routes_policy(
     world: World, path: str
 ) -> None:
     handle = handle_of(world, MALLORY)
-    before = len(world.upstream.requests)
     answer = http1(world, path)
     assert answer.status == 302, (answer.status, answer.body[:200])
     assert http1(world, path, lines=[f"Cookie: _pomerium={handle}"]).status == 403
-    assert len(world.upstream.requests) == before
 
 
 @pytest.mark.parametrize(
     "path", ["/old/../secret", "/old/%2e%2e/secret", "/old/..%2fsecret", "/old/..;/secret", "/old"]
 )
 def test_r07_a_rewritten_path_stays_below_its_prefix(world: World, path: str) -> None:
-    before = len(world.upstream.requests)
     answer = http1(world, path, host="rewrite.localhost")
     assert answer.status in (400, 404), answer.status
-    assert len(world.upstream.requests) == before
     assert http1(world, "/old/%2e/x", host="rewrite.localhost").arrived["path"] == "/new/x"
 
 
@@ -398,13 +409,11 @@ def test_r07_a_rewritten_path_stays_below_its_prefix(world: World, path: str) ->
 )
 def test_r08_hosts_are_one_however_they_are_spelt(world: World, host: str) -> None:
     handle = handle_of(world, GRACE)
-    before = len(world.upstream.requests)
     spelt = host.format(port=world.stack.port)
     answer = http1(world, host=spelt)
     assert answer.status in (302, 400, 404), answer.status
     refused = http1(world, host=spelt, lines=[f"Cookie: _pomerium={handle}"])
     assert refused.status in (400, 403, 404), refused.status
-    assert len(world.upstream.requests) == before
 
 
 @pytest.mark.parametrize(
@@ -434,18 +443,14 @@ def test_r08_hosts_are_one_however_they_are_spelt(world: World, host: str) -> No
 )
 def test_r08_r12_what_is_not_a_configured_host_leads_nowhere(world: World, host: str) -> None:
     """Also: a dot in a configured host is a dot, not any character."""
-    before = len(world.upstream.requests)
     answer = http1(world, host=host)
     assert answer.status in (400, 404), (answer.status, answer.body[:200])
-    assert len(world.upstream.requests) == before
 
 
 def test_r09_the_host_decides_and_not_the_name_in_tls(world: World) -> None:
-    before = len(world.upstream.requests)
     request = b"GET / HTTP/1.1\r\nHost: admin.localhost\r\nAccept: text/html\r\n"
     answer = parse(exchange(world, request + b"Connection: close\r\n\r\n", sni=OPEN))
     assert answer.status == 302
-    assert len(world.upstream.requests) == before
 
 
 @pytest.mark.parametrize(
@@ -460,19 +465,15 @@ def test_r08_an_absolute_target_outweighs_the_host_header(
     world: World, target: str, host: str
 ) -> None:
     """RFC 9112 section 3.2.2; what matters is that policy and route agree on which one counts."""
-    before = len(world.upstream.requests)
     answer = http1(world, target, host=host)
     assert answer.status in (302, 400, 404)
     if answer.status == 302:
         assert "admin.localhost" in answer.location
-    assert len(world.upstream.requests) == before
 
 
 def test_r08_two_hosts_are_none(world: World) -> None:
-    before = len(world.upstream.requests)
     assert http1(world, lines=["Host: admin.localhost"]).status == 400
     assert http1(world, host="admin.localhost", lines=["Host: public.localhost"]).status == 400
-    assert len(world.upstream.requests) == before
 
 
 @pytest.mark.parametrize(
@@ -491,13 +492,10 @@ def test_r08_http2_authority_and_host(
     world: World, headers: list[tuple[str, str]], expected: set[int]
 ) -> None:
     """`:authority` counts (RFC 9113 section 8.3.1), and a `host` beside it goes nowhere."""
-    before = len(world.upstream.requests)
     answer = http2(world, [*headers, ("accept", "text/html")])
     assert answer.status in expected, (answer.status, answer.body[:200])
     if answer.status == 200:
         assert "admin.localhost" not in json.dumps(answer.arrived)
-    else:
-        assert len(world.upstream.requests) == before
 
 
 # -- methods
@@ -506,39 +504,32 @@ def test_r08_http2_authority_and_host(
 @pytest.mark.parametrize("method", ["get", "Get", "pOST", "delete", "propfind"])
 @pytest.mark.parametrize("version", ["http1", "http2"])
 def test_r13_a_method_in_other_letters_is_refused(world: World, method: str, version: str) -> None:
-    before = len(world.upstream.requests)
     answer = (
         http1(world, method=method)
         if version == "http1"
         else http2(world, [*pseudo(method=method), ("accept", "text/html")])
     )
     assert answer.status == 400, (answer.status, answer.body[:200])
-    assert len(world.upstream.requests) == before
 
 
 @pytest.mark.parametrize("method", ["POST", "DELETE", "HEAD", "OPTIONS", "FOO", "GETX", "TRACE"])
 def test_r13_a_method_that_policy_does_not_name_is_refused(world: World, method: str) -> None:
     handle = handle_of(world, GRACE, "methods.localhost")
-    before = len(world.upstream.requests)
     cookie = f"_pomerium={handle}"
     answer = http1(world, host="methods.localhost", method=method, lines=[f"Cookie: {cookie}"])
     assert answer.status in (400, 403), answer.status  # Envoy knows no FOO in HTTP/1.1
     over2 = [*pseudo(host="methods.localhost", method=method), ("cookie", cookie)]
     assert http2(world, over2).status == 403
-    assert len(world.upstream.requests) == before
 
 
 @pytest.mark.parametrize("method", ["GET\x00", "GET ", " GET", "G\tET", "GET\x0b", ""])
 def test_r13_a_method_that_is_no_token_is_refused(world: World, method: str) -> None:
-    before = len(world.upstream.requests)
     assert http2(world, pseudo(method=method)).status in (0, 400)
     if method not in ("GET ", " GET"):  # RFC 9112 section 3 lets HTTP/1.1 mend blanks
         assert http1(world, method=method).status in (0, 400)
-    assert len(world.upstream.requests) == before
 
 
 def test_r53_connect_leads_nowhere_without_a_tunnel_route(world: World) -> None:
-    before = len(world.upstream.requests)
     for host in (OPEN, "app.localhost", "127.0.0.1:22", f"127.0.0.1:{world.upstream.port}"):
         answer = http1(world, host, host=host, method="CONNECT")
         assert answer.status in (400, 403, 404), (host, answer.status)
@@ -548,7 +539,6 @@ def test_r53_connect_leads_nowhere_without_a_tunnel_route(world: World) -> None:
             extended = [*pseudo(host=host, method="CONNECT"), (":protocol", protocol)]
             answer = http2(world, extended)
             assert answer.status in (0, 400, 403, 404), (host, protocol, answer.status)
-    assert len(world.upstream.requests) == before
 
 
 def test_r49_a_policy_for_one_user_holds_in_both_versions(world: World) -> None:

@@ -276,7 +276,8 @@ def test_r31_a_handle_planted_in_a_victims_browser_is_replaced_at_the_next_sign_
         sign_in(victim, world.stack.url("app.localhost"), GRACE)
         before = victim.cookies.get("_pomerium", domain="app.localhost")
         last = follow(victim, victim.get(start.headers["location"], headers=HTML))[-1]
-        assert last.status_code == 400
+        assert (last.status_code, last.url.path) == (200, "/")  # sent to the page, as themselves
+        assert headers_of(last.json())["x-pomerium-claim-email"] == GRACE
         assert victim.cookies.get("_pomerium", domain="app.localhost") == before
 
 
@@ -314,6 +315,22 @@ def test_r33_two_tabs_sign_in_side_by_side(world: World) -> None:
         for page, path in zip(reversed(pages), ("/two", "/one"), strict=True):
             last = follow(client, mock_provider_form(client, page, GRACE))[-1]
             assert last.status_code == 200
+            assert last.json()["path"] == path
+
+
+def test_r33_two_tabs_sent_to_sign_in_at_once_both_arrive(world: World) -> None:
+    """Neither had a cookie yet: each is given one, and the second replaces the first."""
+    with world.stack.client() as client:
+        first = client.get(world.stack.url("app.localhost", "/one"), headers=HTML)
+        client.cookies.clear()
+        second = client.get(world.stack.url("app.localhost", "/two"), headers=HTML)
+        pages = [
+            follow(client, client.get(answer.headers["location"], headers=HTML))[-1]
+            for answer in (first, second)
+        ]
+        for page, path in zip(pages, ("/one", "/two"), strict=True):
+            last = follow(client, mock_provider_form(client, page, GRACE))[-1]
+            assert last.status_code == 200, last.text
             assert last.json()["path"] == path
 
 

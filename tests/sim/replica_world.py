@@ -20,6 +20,8 @@ from gatehouse.common.databroker.sync_core import (
     Begin,
     ChangeRecord,
     CloseStream,
+    CopiedUpTo,
+    CopyBatch,
     CopyRecord,
     CopyVersions,
     DropStaged,
@@ -28,6 +30,7 @@ from gatehouse.common.databroker.sync_core import (
     OpenChanges,
     OpenCopy,
     Phase,
+    Position,
     Report,
     RetryDue,
     Silence,
@@ -61,6 +64,8 @@ class World:
         self.broker.put(CANARY, "here")
         self.broken = True  # faults happen
         self.heartbeats = self.random.random() < 0.75  # else: a broker that knows none
+        self.batches = self.random.random() < 0.75  # else: a broker that knows none of those
+        self.resumed = 0  # copies gone on with
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._serial = itertools.count()
         self.nodes = [Node(self) for _ in range(3)]
@@ -127,17 +132,21 @@ class Node:
         match effect:
             case Apply(record):
                 self.replica.apply(record)
-            case Stage(record):
-                self.replica.stage(record)
+            case Stage(records):
+                for record in records:
+                    self.replica.stage(record)
             case Advance(position, current):
                 self.replica.advance(TYPE, position, heard_s=now_s if current else None)
             case DropStaged():
                 self.replica.drop_copy(TYPE)
             case SwapIn(position):
                 self.replica.swap(TYPE, position, now_s=now_s)
-            case OpenCopy(stream):
-                self.replica.begin_copy(TYPE)
-                self._open(CopyLink(self, stream))
+            case OpenCopy(stream, after):
+                if after is None:
+                    self.replica.begin_copy(TYPE)
+                else:
+                    self.world.resumed += 1
+                self._open(CopyLink(self, stream, after))
             case OpenChanges(stream, position):
                 self._open(
                     ChangesLink(self, stream, position.server_version, position.record_version)
@@ -242,19 +251,36 @@ class CopyLink(Link):
     after_id: str = ""
     versions: CopyVersions | None = None
 
+    def __init__(self, node: Node, stream: int, after: CopiedUpTo | None) -> None:
+        super().__init__(node, stream)
+        if after is not None:
+            self.after_id = after.id
+            place = after.position
+            self.versions = CopyVersions(stream, place.server_version, place.record_version)
+
     def _serve(self) -> None:
         if self.over:
             return
         world, broker = self.node.world, self.node.world.broker
         if self.versions is None:
             self.versions = CopyVersions(self.stream, broker.server_version, broker.latest)
+        elif not self.heard:
+            try:
+                broker.check_position(self.versions.server_version, self.versions.record_version)
+            except AbortedError:
+                self.send(StreamEnded(self.stream, Code.ABORTED))
+                return
         if self.versions.server_version != broker.server_version:
             # Clear ends this process's open streams.
             self.send(StreamEnded(self.stream, Code.UNAVAILABLE))
             return
         page = broker.page(TYPE, self.after_id, PAGE)
-        for made in page:
-            self.send(CopyRecord(self.stream, made))
+        if world.batches and page:
+            position = Position(broker.server_version, broker.latest)
+            self.send(CopyBatch(self.stream, tuple(page), position))
+        else:
+            for made in page:
+                self.send(CopyRecord(self.stream, made))
         if page:
             self.after_id = page[-1].id
             world.after(world.random.expovariate(0.7), self._serve)  # writes go on meanwhile

@@ -91,7 +91,7 @@ def _collect(swaps: list[str]) -> Callable[[Change], None]:
 
 def test_the_simulation_meets_the_trouble_it_is_made_for():
     """Else a bug in the world would make every run an easy one."""
-    histories, resyncs, opened = set(), 0, 0
+    histories, resyncs, opened, resumed = set(), 0, 0, 0
     for seed in range(5):
         world = World(seed)
         swaps: list[str] = []
@@ -101,6 +101,8 @@ def test_the_simulation_meets_the_trouble_it_is_made_for():
         histories |= {key[0] for key in world.broker.written}
         resyncs += swaps.count("Replaced")
         opened += sum(node.opened for node in world.nodes)
+        resumed += world.resumed
     assert len(histories) > 5
     assert resyncs > 50
+    assert resumed > 5
     assert opened > 2 * resyncs  # streams broke in between, too

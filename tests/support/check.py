@@ -140,14 +140,12 @@ def provider(idp_id: str = "idp-1") -> IdentityProviderSettings:
 def route(
     policy: Policy,
     *,
-    index: int = 0,
     route_id: str = ROUTE_ID,
     from_: str = "https://app.example.com",
     idp: IdentityProviderSettings | None = None,
     **keys: Any,
 ) -> ResolvedRoute:
     return ResolvedRoute(
-        index=index,
         id=RouteId(route_id),
         checksum=7,
         settings=Route.model_validate({"from": from_, "to": ["http://127.0.0.1:1"], **keys}),
@@ -195,10 +193,13 @@ def resolved_settings(
 class Desk:
     """A Decider over some records: what `edge/ext_authz.py` does, without a network."""
 
-    def __init__(self, settings: ResolvedSettings, world: World | None = None) -> None:
+    def __init__(
+        self, settings: ResolvedSettings, world: World | None = None, rng: SeededRng | None = None
+    ) -> None:
         self.world = world or example_world()
         self.now_s = NOW_S
-        self.decider = Decider(compile_plans(settings), SeededRng())
+        self.rng = rng or SeededRng()
+        self.decider = Decider(compile_plans(settings), self.rng)
         self.identities = IdentityCache()
 
     def answer(self, request: Any, tokens: Tokens = NO_TOKENS) -> Answer:

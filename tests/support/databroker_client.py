@@ -20,9 +20,11 @@ from gatehouse.common.rpc.channel import BalancedChannel
 from gatehouse.common.rpc.credentials import ServiceCredentials
 from gatehouse.common.rpc.server import GrpcServer
 from gatehouse.common.runtime.health import HealthRegistry
+from gatehouse.databroker.edge.access_times import AccessTimesServicer
 from gatehouse.databroker.edge.backends.memory import MemoryStorage
 from gatehouse.databroker.edge.change_hub import ChangeHub
 from gatehouse.databroker.edge.servicer import DataBrokerServicer
+from gatehouse.pb import access_times_pb2_grpc
 from gatehouse.pb import databroker_pb2 as pb
 from gatehouse.pb import databroker_pb2_grpc as pb_grpc
 from tests.support.model_broker import TYPE, text_of
@@ -38,12 +40,16 @@ CLOCK, RNG = SystemClock(), SystemRng()
 
 
 @asynccontextmanager
-async def grpc_server(servicer: Any, path: Path) -> AsyncIterator[GrpcServer]:
+async def grpc_server(
+    servicer: Any, path: Path, access_times: AccessTimesServicer | None = None
+) -> AsyncIterator[GrpcServer]:
     """Serve on a Unix socket, as a healthy databroker."""
     health = HealthRegistry(CLOCK)
     health.add_service("databroker", ("storage.backend",))
     server = GrpcServer(lambda: (SECRET,), health, CLOCK)
     pb_grpc.add_DataBrokerServiceServicer_to_server(servicer, server.server)
+    if access_times is not None:
+        access_times_pb2_grpc.add_AccessTimesServicer_to_server(access_times, server.server)
     await server.start(unix_socket=path, address=None)
     health.set_running("storage.backend")
     try:
@@ -66,7 +72,7 @@ async def databroker(path: Path, prepare: Callable[[Any], Any] | None = None) ->
         if prepare is not None:
             await prepare(servicer)
         try:
-            async with grpc_server(servicer, path):
+            async with grpc_server(servicer, path, AccessTimesServicer(storage, CLOCK)):
                 yield servicer
                 hub.close()
         finally:
@@ -77,10 +83,12 @@ async def databroker(path: Path, prepare: Callable[[Any], Any] | None = None) ->
 
 
 @asynccontextmanager
-async def channel_to(*paths: Path, subject: str = "databroker") -> AsyncIterator[BalancedChannel]:
-    """A running channel over Unix sockets."""
+async def channel_to(
+    *targets: Path | str, subject: str = "databroker"
+) -> AsyncIterator[BalancedChannel]:
+    """A running channel over Unix sockets, or to URLs."""
     channel = BalancedChannel(
-        [f"unix://{path}" for path in paths],
+        [target if isinstance(target, str) else f"unix://{target}" for target in targets],
         audience="databroker",
         health_service="pomerium-databroker",
         credentials=ServiceCredentials(subject, lambda: (SECRET,), CLOCK),
@@ -99,9 +107,11 @@ async def channel_to(*paths: Path, subject: str = "databroker") -> AsyncIterator
 
 
 @asynccontextmanager
-async def client_of(*paths: Path, timeout_s: float = 5.0) -> AsyncIterator[DatabrokerClient]:
-    """A client over Unix sockets."""
-    async with channel_to(*paths) as channel:
+async def client_of(
+    *targets: Path | str, timeout_s: float = 5.0
+) -> AsyncIterator[DatabrokerClient]:
+    """A client over Unix sockets, or of URLs."""
+    async with channel_to(*targets) as channel:
         yield DatabrokerClient(channel, unary_timeout_s=timeout_s)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.stack import free_ports
+from tests.support.ports import free_ports
 
 READY = "Ctrl-C"
 

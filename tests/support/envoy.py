@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
 import shutil
 import subprocess
@@ -41,7 +42,7 @@ from gatehouse.common.clock import SystemClock, SystemRng
 from gatehouse.common.config.resolve import load_and_resolve
 from gatehouse.common.config.resolved import ResolvedSettings
 from gatehouse.common.extauthz_context import DECISION_ALLOW, DECISION_FIELD
-from gatehouse.common.pages import envoy_error_template
+from gatehouse.common.pages import envoy_error_template, security_headers
 from gatehouse.common.runtime.health import HealthRegistry
 from gatehouse.proxy.core.xds.resource import (
     CLUSTER,
@@ -54,11 +55,14 @@ from gatehouse.proxy.core.xds.resource import (
 from gatehouse.proxy.core.xds.resources.bootstrap import bootstrap
 from gatehouse.proxy.core.xds.snapshot import Snapshot, SnapshotEnvironment, build_snapshot
 from gatehouse.proxy.edge.ads import AdsServer
+from gatehouse.proxy.edge.decision_table import ChangeTable
 from gatehouse.proxy.edge.envoy_admin import EnvoyAdmin
 from gatehouse.proxy.edge.envoy_binary import find_envoy_binary
 from gatehouse.proxy.edge.envoy_process import EnvoyCommand, EnvoyProcess
+from gatehouse.proxy.edge.memory import write_saturation
 from gatehouse.proxy.edge.secret_files import SecretFiles
-from tests.support.stack import free_ports
+from gatehouse.proxy.edge.stream_guard import StreamGuard
+from tests.support.ports import free_ports
 
 SHARED_SECRET = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
 START_TIMEOUT_S = 20.0
@@ -89,9 +93,14 @@ def environment(run_dir: str, **changes: Any) -> SnapshotEnvironment:
         "proxy_http_socket": f"{run_dir}/proxy-http.sock",
         "authenticate_http_socket": f"{run_dir}/authenticate-http.sock",
         "envoy_admin_socket": f"{run_dir}/envoy-admin.sock",
+        "decision_table": f"{run_dir}/decision-table",
+        "decision_counters": f"{run_dir}/decision-counters",
+        "guard_socket": f"{run_dir}/stream-guard.sock",
+        "metrics_socket": f"{run_dir}/metrics.sock",
         "secrets_dir": f"{run_dir}/envoy-files",
         "authorize_jwt": "header.claims.signature",
         "error_page": envoy_error_template(),
+        "error_page_headers": security_headers(),
     }
     return SnapshotEnvironment(**(values | changes))
 
@@ -178,7 +187,7 @@ def validate(message: bootstrap_pb2.Bootstrap, directory: Path) -> str:
     return "" if done.returncode == 0 else done.stderr
 
 
-Decide = Callable[[external_auth_pb2.CheckRequest], external_auth_pb2.CheckResponse]
+Decide = Callable[[external_auth_pb2.CheckRequest], Any]  # the answer, or what can be awaited
 
 
 def allow(
@@ -218,7 +227,8 @@ class Authorize(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[m
     async def Check(self, request, context):  # noqa: N802
         self.requests.append(request)
         self.metadata.append(dict(context.invocation_metadata()))
-        return self.decide(request)
+        answer = self.decide(request)
+        return await answer if inspect.isawaitable(answer) else answer
 
 
 class _Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
@@ -280,6 +290,30 @@ async def eventually(
             await asyncio.sleep(0.02)
 
 
+class Followed:
+    """What the guard of open connections knows of changes: nothing, until a test keeps a table."""
+
+    def __init__(self) -> None:
+        self.table: ChangeTable | None = None
+
+    @property
+    def server_version(self) -> int:
+        return 0 if self.table is None else self.table.server_version
+
+    def version_of(self, key: int) -> int:
+        return 0 if self.table is None else self.table.version_of(key)
+
+
+class _ToAuthorize:
+    """A channel that is always there."""
+
+    def __init__(self, target: str) -> None:
+        self._channel = grpc.aio.insecure_channel(target)
+
+    async def ready_channel(self, _timeout_s: float) -> grpc.aio.Channel:
+        return self._channel
+
+
 @dataclass
 class Proxy:
     """A running Envoy that gets its configuration from the real ADS server."""
@@ -295,6 +329,8 @@ class Proxy:
     pages: Pages
     changes: dict[str, Any]
     system: dict[str, Any]
+    followed: Followed
+    guard: StreamGuard
     exits: list[str] = field(default_factory=list)
 
     @property
@@ -316,8 +352,10 @@ class Proxy:
         self, config: Mapping[str, Any] | ResolvedSettings, timeout_s: float = START_TIMEOUT_S
     ) -> Snapshot:
         """Publish a configuration and wait until Envoy uses all of it."""
-        snapshot = self.snapshot(config)
+        settings = config if isinstance(config, ResolvedSettings) else self.settings(config)
+        snapshot = self.snapshot(settings)
         self.files.write(snapshot.files)
+        self.guard.configure(settings)
         self.ads.publish(snapshot)
         await self.ads.wait_for(lambda ads: ads.in_force == snapshot.version, timeout_s)
         return snapshot
@@ -362,6 +400,7 @@ async def proxy(
         ads = AdsServer(health, SystemClock(), SystemRng(), warming_clusters=admin.warming_clusters)
         files = SecretFiles(run_dir / "envoy-files")
         files.prepare()
+        write_saturation(run_dir / "memory-saturation", 0.0)
         bootstrap_path = run_dir / "bootstrap.pb"
         bootstrap_path.write_bytes(
             serialize(
@@ -369,6 +408,7 @@ async def proxy(
                     service_name="pomerium",
                     xds_socket=str(run_dir / "xds.sock"),
                     admin_socket=str(run_dir / "envoy-admin.sock"),
+                    saturation_file=str(run_dir / "memory-saturation"),
                 )
             )
         )
@@ -378,7 +418,10 @@ async def proxy(
             changes["insecure_server"] = True
         authorize, pages = Authorize(), Pages()
         ads_ready, ads_stop, envoy_stop = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        guarding = asyncio.Event()
         address = authorize_address or f"unix:{run_dir / 'grpc.sock'}"
+        followed = Followed()
+        guard = StreamGuard(_ToAuthorize(address), followed, SystemClock())
         with (run_dir / "access.log").open("wb") as access_log:
             envoy = EnvoyProcess(command, SystemClock(), on_exit=exits.append, stdout=access_log)
             running = Proxy(
@@ -393,6 +436,8 @@ async def proxy(
                 pages,
                 changes,
                 dict(system or {}),
+                followed,
+                guard,
                 exits,
             )
             http = await asyncio.start_unix_server(pages.handle, run_dir / "proxy-http.sock")
@@ -406,7 +451,11 @@ async def proxy(
                     asyncio.TaskGroup() as tasks,
                 ):
                     tasks.create_task(ads.run(run_dir / "xds.sock", ads_stop, ads_ready.set))
+                    tasks.create_task(
+                        guard.run(run_dir / "stream-guard.sock", ads_stop, guarding.set)
+                    )
                     await ads_ready.wait()
+                    await guarding.wait()
                     ended = tasks.create_task(envoy.run(envoy_stop))
                     try:
                         if config is not None:

@@ -14,7 +14,12 @@ from google.protobuf import json_format
 from gatehouse.common.config.model import DownstreamMTLS, MTLSEnforcement
 from gatehouse.common.config.resolved import ResolvedSettings
 from gatehouse.common.config.routes import parse_from, parse_to
-from gatehouse.proxy.core.xds.resources.lua_scripts import CLEAN_UPSTREAM, REQUEST_GUARD
+from gatehouse.proxy.core.xds.resources.lua_scripts import (
+    CLEAN_UPSTREAM,
+    LOGGED_QUERY,
+    REQUEST_GUARD,
+    remembering_guard,
+)
 from gatehouse.proxy.core.xds.snapshot import Snapshot, SnapshotEnvironment, build_snapshot
 from tests.support.envoy import environment, messages, resolved
 
@@ -23,7 +28,16 @@ CERTIFICATE = GOLDENS / "certificate.pem"
 KEY = GOLDENS / "key.pem"
 RUN_DIR = "/run/gatehouse"
 
-_SCRIPTS = {REQUEST_GUARD: "<request_guard.lua>", CLEAN_UPSTREAM: "<clean_upstream.lua>"}
+
+def _scripts(run_dir: str) -> dict[str, str]:
+    shared = (f"{run_dir}/decision-table", f"{run_dir}/decision-counters")
+    return {
+        REQUEST_GUARD: "<request_guard.lua>",
+        remembering_guard(*shared): "<decision_cache.lua, request_guard.lua>",
+        LOGGED_QUERY: "<logged_query.lua>",
+        CLEAN_UPSTREAM: "<clean_upstream.lua>",
+    }
+
 
 _TLS = {"certificate_file": str(CERTIFICATE), "certificate_key_file": str(KEY)}
 _PEM = base64.b64encode(CERTIFICATE.read_bytes()).decode()
@@ -36,7 +50,11 @@ def _route(from_: str, to: Any = "http://127.0.0.1:8001", **keys: Any) -> dict[s
 
 
 CONFIGURATIONS: Mapping[str, Mapping[str, Any]] = {
-    "minimal": {"insecure_server": True, "routes": [_route("http://app.example.com")]},
+    "minimal": {
+        "insecure_server": True,
+        "decision_cache": False,
+        "routes": [_route("http://app.example.com")],
+    },
     "all_in_one": {
         **_TLS,
         "address": ":443",
@@ -62,6 +80,8 @@ CONFIGURATIONS: Mapping[str, Mapping[str, Any]] = {
         "address": "0.0.0.0:443",
         "authorize_service_urls": ["https://authorize-1.internal", "https://authorize-2.internal"],
         "certificate_authority": _PEM,
+        "grpc_client_certificate_file": str(CERTIFICATE),
+        "grpc_client_key_file": str(KEY),
         "jwt_claims_headers": {"X-Email": "email"},
         "routes": [
             _route("https://authenticate.example.com", "https://authenticate.internal"),
@@ -192,6 +212,10 @@ CONFIGURATIONS: Mapping[str, Mapping[str, Any]] = {
         "codec_type": "http3",
         "http_redirect_addr": "127.0.0.1:80",
         "envoy_admin_address": "127.0.0.1:9901",
+        "metrics_address": "127.0.0.1:9902",
+        "metrics_certificate_file": str(CERTIFICATE),
+        "metrics_certificate_key_file": str(KEY),
+        "metrics_client_ca": _PEM,
         "use_proxy_protocol": True,
         "xff_num_trusted_hops": 1,
         "skip_xff_append": True,
@@ -260,7 +284,8 @@ def golden_settings(name: str) -> ResolvedSettings:
     settings = resolved(CONFIGURATIONS[name])
     if name in _CHANGES:
         settings = _CHANGES[name](settings)
-    routes = tuple(replace(route, checksum=route.index + 1) for route in settings.routes)
+    numbered = enumerate(settings.routes, 1)
+    routes = tuple(replace(route, checksum=number) for number, route in numbered)
     return replace(settings, routes=routes, fallback_certificate=None)
 
 
@@ -268,6 +293,7 @@ def golden_environment(run_dir: str = RUN_DIR) -> SnapshotEnvironment:
     return environment(
         run_dir,
         error_page="<h1>%RESPONSE_CODE%</h1>",
+        error_page_headers={"content-security-policy": "default-src 'none'"},
         system_ca_pem=CERTIFICATE.read_bytes(),
         ipv6=True,
     )
@@ -287,13 +313,14 @@ def written(snapshot: Snapshot) -> str:
         for type_url, found in messages(snapshot).items()
     }
     tree["files"] = sorted(snapshot.files)
-    named = _replace(tree, lambda text: _SCRIPTS.get(text, text))
+    scripts = _scripts(RUN_DIR)
+    named = _replace(tree, lambda text: scripts.get(text, text))
     return json.dumps(named, indent=1, sort_keys=True) + "\n"
 
 
 def read(text: str, run_dir: str) -> dict[str, Any]:
     """A written snapshot as JSON again, scripts in full, for another run directory."""
-    scripts = {name: source for source, name in _SCRIPTS.items()}
+    scripts = {name: source for source, name in _scripts(run_dir).items()}
     tree: dict[str, Any] = _replace(
         json.loads(text), lambda value: scripts.get(value, value.replace(RUN_DIR, run_dir))
     )

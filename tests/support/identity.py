@@ -11,7 +11,6 @@ import base64
 import contextlib
 import hashlib
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -29,6 +28,8 @@ from gatehouse.common.clock import SystemClock
 from gatehouse.common.config.resolved import IdentityProviderSettings
 from gatehouse.common.identity.errors import IdentityProviderError, IdentityRefusedError
 from gatehouse.common.identity.provider import Identity, Provider
+from gatehouse.common.identity.tokens import IdToken
+from tests.support.ports import free_ports
 
 CLIENT_ID: Final = "gatehouse"
 CLIENT_SECRET: Final = "s3cret with : and ü"
@@ -36,6 +37,12 @@ REDIRECT_URI: Final = "https://authenticate.localhost/oauth2/callback"
 NONCE: Final = "n0nce"
 ACCESS_TOKEN: Final = "access-token"
 START_TIMEOUT_S: Final = 30.0
+
+
+def id_token_of(identity: Identity) -> IdToken:
+    """The ID token of a sign-in at a provider that gives one."""
+    assert identity.id_token is not None
+    return identity.id_token
 
 
 def provider_settings(url: str, **changes: Any) -> IdentityProviderSettings:
@@ -55,9 +62,7 @@ def provider_settings(url: str, **changes: Any) -> IdentityProviderSettings:
 @contextlib.contextmanager
 def provider_mock(*arguments: str) -> Iterator[str]:
     """Run `oidc-provider-mock` with these command-line arguments; gives its issuer URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     process = subprocess.Popen(
         [sys.executable, "-m", "oidc_provider_mock", "--port", str(port), *arguments],
         stdout=subprocess.DEVNULL,
@@ -136,6 +141,7 @@ class Reply:
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=lambda: {"Content-Type": "application/json"})
     drip: bool = False  # send one byte at a time and never finish
+    cut: bool = False  # close the connection without a word
 
     @classmethod
     def of(cls, value: object, status: int = 200, **headers: str) -> Reply:
@@ -303,6 +309,8 @@ async def hostile_provider() -> AsyncIterator[HostileProvider]:
 
 
 async def _write(reply: Reply, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    if reply.cut:
+        return
     if reply.drip:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{")
         gone = asyncio.ensure_future(reader.read())

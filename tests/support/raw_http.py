@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import h2.config
@@ -12,7 +13,33 @@ import h2.connection
 import h2.events
 import h2.exceptions
 
+from tests.support.upstream import EchoUpstream
+
 TIMEOUT_S = 10.0
+_guarded: list[EchoUpstream] = []
+
+
+@contextlib.contextmanager
+def guarded_upstream() -> Iterator[EchoUpstream]:
+    """An upstream that no request of these clients reaches, to the byte, unless it answers it.
+
+    For requests that are made one after the other.
+    """
+    with EchoUpstream().running() as upstream:
+        _guarded.append(upstream)
+        try:
+            yield upstream
+        finally:
+            _guarded.remove(upstream)
+
+
+def _received() -> list[int]:
+    return [upstream.received for upstream in _guarded]
+
+
+def _check_refusal(headers: Mapping[str, str], before: Sequence[int]) -> None:
+    for upstream, received in zip(_guarded, before, strict=True):
+        upstream.check_refusal(headers.items(), received)
 
 
 @dataclass(frozen=True)
@@ -32,6 +59,7 @@ async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 async def exchange(port: int, data: bytes) -> bytes:
     """Send `data` and read one answer: as long as it says it is, else until the server closes."""
+    before = _received()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     received = b""
     try:
@@ -47,6 +75,7 @@ async def exchange(port: int, data: bytes) -> bytes:
         pass
     finally:
         writer.close()
+    _check_refusal(parse(received).headers, before)
     return received
 
 
@@ -111,6 +140,7 @@ async def http2(
     connection.send_headers(1, headers, end_stream=not body and not until_headers)
     if body:
         connection.send_data(1, body, end_stream=True)
+    before = _received()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     status, data = 0, b""
     received: dict[str, str] = {}
@@ -138,6 +168,7 @@ async def http2(
                     break
     finally:
         writer.close()
+    _check_refusal(received, before)
     return Answer(status, received, data)
 
 

@@ -18,7 +18,7 @@ from gatehouse.common.errors import AlreadyExistsError, NotFoundError
 from gatehouse.common.rpc.channel import BalancedChannel
 from gatehouse.common.rpc.credentials import ServiceCredentials
 from gatehouse.common.rpc.resolver import Resolver
-from gatehouse.common.rpc.server import GrpcServer
+from gatehouse.common.rpc.server import AGE_GRACE_S, GrpcServer
 from gatehouse.common.runtime.health import HealthRegistry
 from gatehouse.pb import databroker_pb2, databroker_pb2_grpc
 
@@ -111,18 +111,27 @@ async def start_replica(
     secrets: tuple[bytes, ...] = (SECRET,),
     clock: Clock | None = None,
     max_connection_age_s: float | None = None,
+    age_grace_s: float = AGE_GRACE_S,
+    client_ca_pem: bytes | None = None,
 ) -> Replica:
     """A serving replica. The caller stops it."""
     clock = clock or SystemClock()
     health = HealthRegistry(clock)
     health.add_service("databroker", ("storage.backend",))
-    server = GrpcServer(lambda: secrets, health, clock, max_connection_age_s=max_connection_age_s)
+    server = GrpcServer(
+        lambda: secrets,
+        health,
+        clock,
+        max_connection_age_s=max_connection_age_s,
+        age_grace_s=age_grace_s,
+    )
     broker = Broker(number)  # type: ignore[abstract]  # a test needs few methods
     databroker_pb2_grpc.add_DataBrokerServiceServicer_to_server(broker, server.server)
     bound = await server.start(
         unix_socket=unix_socket,
         address=ListenAddress(ip, port) if unix_socket is None else None,
         certificates=certificates,
+        client_ca_pem=client_ca_pem,
     )
     replica = Replica(server, broker, health, bound)
     replica.serving()
@@ -144,10 +153,12 @@ def make_channel(
     subject: str = "databroker",
     secrets: tuple[bytes, ...] = (SECRET,),
     ca_pem: bytes | None = None,
+    client_certificate: CertificatePair | None = None,
     override_name: str = "",
     resolver: Resolver | None = None,
     rng: Any = None,
     health_service: str = "pomerium-databroker",
+    **options: Any,
 ) -> BalancedChannel:
     """A channel to databrokers, as `subject`."""
     clock = SystemClock()
@@ -157,10 +168,12 @@ def make_channel(
         health_service=health_service,
         credentials=ServiceCredentials(subject, lambda: secrets, clock),
         ca_pem=ca_pem,
+        client_certificate=client_certificate,
         override_name=override_name,
         clock=clock,
         rng=rng or SystemRng(),
         resolver=resolver,
+        **options,
     )
 
 

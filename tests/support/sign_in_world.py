@@ -1,7 +1,8 @@
-"""Sign-in without Envoy: a real databroker, authenticate and the proxy's pages over real sockets.
+"""Sign-in without Envoy: a real databroker, authorize, authenticate and the proxy's pages.
 
-What Envoy and authorize do in between is done by hand: requests for a host go to the service's
-Unix socket, and `World.ask_to_sign_in` is the redirect that authorize would answer with.
+They talk over real sockets. What Envoy does in between is done by hand: requests for a host go to
+the service's Unix socket, and `World.ask_to_sign_in` is the redirect that authorize would answer
+with.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import ssl
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from urllib.parse import urlencode, urlsplit
 import httpx
 
 from gatehouse.authenticate.service import AuthenticateService
+from gatehouse.authorize.service import AuthorizeService
 from gatehouse.cli.demo import identity_provider
 from gatehouse.cli.demo.provider_grants import Client
 from gatehouse.common.clock import SystemClock, SystemRng
@@ -28,15 +31,18 @@ from gatehouse.common.jose.signed_url import sign_url
 from gatehouse.common.rpc.channel import BalancedChannel
 from gatehouse.common.rpc.credentials import ServiceCredentials
 from gatehouse.common.rpc.server import GrpcServer
+from gatehouse.common.rpc.service_connection import ServiceConnection
 from gatehouse.common.runtime.context import ProcessContext
 from gatehouse.common.runtime.health import HealthRegistry
 from gatehouse.common.runtime.http_server import serve_http
-from gatehouse.common.session.login_binding import COOKIE_PATH, cookie_name, new_login_binding
+from gatehouse.common.session.login_binding import cookie_name, new_login_binding
 from gatehouse.databroker import service as databroker_service
+from gatehouse.proxy.edge.authorize_client import AUTHORIZE, AuthorizeClient
 from gatehouse.proxy.edge.http_endpoints import build_app
 from tests.support.web_settings import APP, AUTHENTICATE, IDP_ID, SHARED
 
 AUTHENTICATE_HOST = urlsplit(AUTHENTICATE).netloc
+_TLS = ssl.create_default_context()  # nothing here uses TLS, and making one for each is slow
 
 
 class ShiftedClock(SystemClock):
@@ -53,7 +59,7 @@ class SocketTransport(httpx.AsyncBaseTransport):
     """Plain HTTP over a Unix socket for URLs that a browser sees as https."""
 
     def __init__(self, path: Path) -> None:
-        self._inner = httpx.AsyncHTTPTransport(uds=str(path))
+        self._inner = httpx.AsyncHTTPTransport(uds=str(path), verify=_TLS)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         url = request.url.copy_with(scheme="http")
@@ -76,7 +82,8 @@ class World:
 
     context: ProcessContext
     clock: ShiftedClock
-    databroker: DatabrokerClient
+    databroker: DatabrokerClient  # with the proxy's rights
+    operator: DatabrokerClient  # with all rights
     broker: Broker
     hosts: tuple[str, ...] = (APP,)
     clients: list[httpx.AsyncClient] = field(default_factory=list)
@@ -92,7 +99,7 @@ class World:
             f"https://{AUTHENTICATE_HOST}": SocketTransport(self.context.authenticate_http_socket),
         }
         mounts |= {f"https://{host}": proxy for host in self.hosts}
-        client = httpx.AsyncClient(mounts=mounts, trust_env=False)
+        client = httpx.AsyncClient(mounts=mounts, trust_env=False, verify=_TLS)
         client.headers["accept"] = "text/html"
         self.clients.append(client)
         return client
@@ -101,13 +108,10 @@ class World:
         self, browser: httpx.AsyncClient, target: str = f"https://{APP}/page?x=1", **more: str
     ) -> str:
         """What authorize does: a signed URL to authenticate, bound to this browser by a cookie."""
-        binding = new_login_binding(SystemRng())
-        browser.cookies.set(
-            cookie_name("_pomerium", binding.digest),
-            binding.nonce,
-            domain=urlsplit(target).hostname or "",
-            path=COOKIE_PATH,
-        )
+        name = cookie_name(self.hub.current.settings.cookie_name)
+        domain = urlsplit(target).hostname or ""
+        binding = new_login_binding(SystemRng(), browser.cookies.get(name, domain=domain))
+        browser.cookies.set(name, binding.nonce, domain=domain)
         query = {
             "pomerium_redirect_uri": target,
             "pomerium_idp_id": IDP_ID,
@@ -144,10 +148,14 @@ class World:
 
 
 class Broker:
-    """A real databroker on the process's gRPC socket, that a test may take away."""
+    """A real databroker on the process's gRPC socket, that a test may take away.
 
-    def __init__(self, context: ProcessContext) -> None:
+    `authorize`, if there is one, answers there as well.
+    """
+
+    def __init__(self, context: ProcessContext, authorize: AuthorizeService | None = None) -> None:
         self._context = context
+        self._authorize = authorize
         self._stop = asyncio.Event()
 
     @contextlib.asynccontextmanager
@@ -159,6 +167,8 @@ class Broker:
             self._context.clock,
         )
         service.register_grpc(self._server.server)
+        if self._authorize is not None:
+            self._authorize.register_grpc(self._server.server)
         self._context.health.add_service("pomerium-databroker", ("storage.backend",))
         await self._server.start(unix_socket=self._context.grpc_socket, address=None)
         ready = asyncio.Event()
@@ -224,24 +234,40 @@ async def running_world(settings: ResolvedSettings) -> AsyncIterator[World]:
         assert settings.runs(ServiceName.PROXY)
         stop = asyncio.Event()
         authenticate = AuthenticateService(context)
-        channel = BalancedChannel(
-            [f"unix://{context.grpc_socket}"],
-            audience="databroker",
-            health_service="pomerium-databroker",
-            credentials=ServiceCredentials("proxy", lambda: (SHARED,), clock),
-            ca_pem=None,
-            clock=clock,
-            rng=rng,
+        channels = [
+            BalancedChannel(
+                [f"unix://{context.grpc_socket}"],
+                audience="databroker",
+                health_service="pomerium-databroker",
+                credentials=ServiceCredentials(caller, lambda: (SHARED,), clock),
+                ca_pem=None,
+                clock=clock,
+                rng=rng,
+            )
+            for caller in ("proxy", "operator")
+        ]
+        databroker, operator = (
+            DatabrokerClient(channel, clock=clock, unary_timeout_s=2.0) for channel in channels
         )
-        databroker = DatabrokerClient(channel, clock=clock, unary_timeout_s=2.0)
-        broker = Broker(context)
+        authorize = AuthorizeService(context)
+        to_authorize = ServiceConnection(context, "proxy", AUTHORIZE)
+        broker = Broker(context, authorize)
         async with broker.running(), asyncio.TaskGroup() as tasks:
-            ready = [asyncio.Event(), asyncio.Event()]
-            tasks.create_task(channel.run(stop))
+            ready = [asyncio.Event(), asyncio.Event(), asyncio.Event()]
+            for channel in channels:
+                tasks.create_task(channel.run(stop))
+            tasks.create_task(to_authorize.run(stop))
             tasks.create_task(authenticate.run(stop, ready[0].set))
+            tasks.create_task(authorize.run(stop, ready[2].set))
             tasks.create_task(
                 serve_http(
-                    build_app(lambda: context.config.current, databroker, clock, rng),
+                    build_app(
+                        lambda: context.config.current,
+                        databroker,
+                        AuthorizeClient(to_authorize),
+                        clock,
+                        rng,
+                    ),
                     stop=stop,
                     unix_socket=context.proxy_http_socket,
                     ready=ready[1].set,
@@ -250,7 +276,7 @@ async def running_world(settings: ResolvedSettings) -> AsyncIterator[World]:
             )
             for event in ready:
                 await event.wait()
-            world = World(context, clock, databroker, broker)
+            world = World(context, clock, databroker, operator, broker)
             try:
                 yield world
             finally:

@@ -12,7 +12,6 @@ import contextlib
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ import yaml
 
 from gatehouse.cli.demo.certificates import ensure_certificates
 from tests.support.localhost import localhost_client
+from tests.support.ports import free_ports
 
 HOSTS = tuple(
     f"{name}.localhost"
@@ -41,21 +41,22 @@ HOSTS = tuple(
         "nobody",
     )
 )
-START_TIMEOUT_S = 40.0
+START_TIMEOUT_S = 120.0  # a machine that does much else; a missed start fails every test of a run
 STOP_TIMEOUT_S = 30.0
 
 
-def free_ports(count: int) -> list[int]:
-    """Distinct loopback ports that were free a moment ago."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+def decision_cache_choice() -> dict[str, bool]:
+    """`GATEHOUSE_TEST_DECISION_CACHE=off` runs the product without remembered decisions."""
+    return {"decision_cache": os.environ.get("GATEHOUSE_TEST_DECISION_CACHE", "on") != "off"}
 
 
 def secret() -> str:
     return base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+def _written(config: Mapping[str, Any]) -> str:
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # thousands of routes in no time
+    return str(yaml.dump(config, Dumper=dumper, sort_keys=False))
 
 
 @dataclass
@@ -168,12 +169,14 @@ class Stack:
             "databroker_storage_connection_string": self.postgres
             or f"file://{self.directory / 'databroker'}",
             "routes": self.routes,
+            "shutdown_delay": "0s",  # nobody balances here unless a test says so
+            **decision_cache_choice(),
             **self.extra,
         }
 
     def write_config(self, text: str | None = None) -> None:
         """Replace the file as an editor does: write beside it, then rename."""
-        content = text if text is not None else yaml.safe_dump(self.config(), sort_keys=False)
+        content = text if text is not None else _written(self.config())
         beside = self.config_path.with_suffix(".new")
         beside.write_text(content)
         beside.replace(self.config_path)

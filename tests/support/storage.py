@@ -20,19 +20,33 @@ from gatehouse.common.rpc.credentials import ServiceCredentials
 from gatehouse.common.rpc.server import GrpcServer
 from gatehouse.common.runtime.health import HealthRegistry
 from gatehouse.databroker.core.records import Incoming, Put, StoredRecord, Write
+from gatehouse.databroker.edge.access_times import AccessTimesServicer
+from gatehouse.databroker.edge.admin import AdminServicer
 from gatehouse.databroker.edge.backends.base import Storage, running
 from gatehouse.databroker.edge.backends.connections import parse_postgres
 from gatehouse.databroker.edge.backends.memory import MemoryStorage
 from gatehouse.databroker.edge.backends.postgres import PostgresStorage
 from gatehouse.databroker.edge.backends.sqlite import SqliteStorage
 from gatehouse.databroker.edge.change_hub import ChangeHub
+from gatehouse.databroker.edge.registry import RegistryServicer
 from gatehouse.databroker.edge.servicer import CheckpointServicer, DataBrokerServicer
 from gatehouse.databroker.edge.tasks import background
-from gatehouse.pb import databroker_pb2_grpc
+from gatehouse.pb import (
+    access_times_pb2_grpc,
+    databroker_admin_pb2_grpc,
+    databroker_pb2_grpc,
+    registry_pb2_grpc,
+)
 from tests.support.clock import FakeClock
 from tests.support.postgres import fresh_database
 
 BACKENDS: Final = ("memory", "file", "postgres")
+SECRET: Final = bytes(range(32))
+
+
+def secrets() -> tuple[bytes, ...]:
+    """Return the shared secrets of the stores in tests."""
+    return (SECRET,)
 
 
 @dataclass(frozen=True)
@@ -87,11 +101,13 @@ async def storage_case(backend: str, directory: Path) -> AsyncIterator[StorageCa
             async with running(MemoryStorage(clock, SystemRng())) as memory:
                 yield StorageCase(memory, move)
         case "file":
-            async with running(SqliteStorage(directory / "store", clock, SystemRng())) as file:
+            async with running(
+                SqliteStorage(directory / "store", clock, SystemRng(), secrets)
+            ) as file:
                 yield StorageCase(file, move)
         case "postgres":
             with fresh_database() as dsn:
-                storage = PostgresStorage(parse_postgres(dsn), clock, SystemRng())
+                storage = PostgresStorage(parse_postgres(dsn), clock, SystemRng(), secrets)
                 async with running(storage):
                     yield StorageCase(storage, lambda seconds: _backdate(dsn, seconds), dsn)
         case _:
@@ -106,11 +122,9 @@ async def _backdate(dsn: str, seconds: float) -> None:
             "UPDATE gatehouse.records SET modified_at_us = modified_at_us - %s",
             "UPDATE gatehouse.record_changes SET modified_at_us = modified_at_us - %s",
             "UPDATE gatehouse.leases SET expires_at_us = expires_at_us - %s",
+            "UPDATE gatehouse.services SET expires_at_us = expires_at_us - %s",
         ):
             await connection.execute(statement, (micros,))
-
-
-SECRET: Final = bytes(range(32))
 
 
 @dataclass(frozen=True)
@@ -119,6 +133,9 @@ class Served:
 
     stub: Any
     checkpoints: Any
+    access_times: Any
+    admin: Any
+    registry: Any
     hub: ChangeHub
     server: GrpcServer
     port: int
@@ -126,19 +143,34 @@ class Served:
 
 @contextlib.asynccontextmanager
 async def served(
-    storage: Storage, *, clock: Clock | None = None, **hub_options: Any
+    storage: Storage,
+    *,
+    clock: Clock | None = None,
+    server_clock: Clock | None = None,
+    **hub_options: Any,
 ) -> AsyncIterator[Served]:
-    """Serve an open store on a loopback port, with the credentials of the databroker itself."""
+    """Serve an open store on a loopback port, with the credentials of the databroker itself.
+
+    `server_clock` is what credentials are judged by.
+    """
     clock = clock or SystemClock()
     hub = ChangeHub(storage, clock, SystemRng(), **hub_options)
-    server = GrpcServer(lambda: (SECRET,), HealthRegistry(clock), SystemClock())
+    health = HealthRegistry(clock)
+    health.add_service("databroker", ())
+    server = GrpcServer(secrets, health, server_clock or SystemClock())
     servicer = DataBrokerServicer(storage, hub, clock, SystemRng())
     databroker_pb2_grpc.add_DataBrokerServiceServicer_to_server(servicer, server.server)
     databroker_pb2_grpc.add_CheckpointServiceServicer_to_server(
         CheckpointServicer(storage), server.server
     )
+    access_times_pb2_grpc.add_AccessTimesServicer_to_server(
+        AccessTimesServicer(storage, clock), server.server
+    )
+    databroker_admin_pb2_grpc.add_AdminServicer_to_server(AdminServicer(storage), server.server)
+    registry = RegistryServicer(storage, watch_s=0.1)
+    registry_pb2_grpc.add_RegistryServicer_to_server(registry, server.server)
     port = await server.start(unix_socket=None, address=ListenAddress("127.0.0.1", 0))
-    credentials = ServiceCredentials("databroker", lambda: (SECRET,), SystemClock())
+    credentials = ServiceCredentials("databroker", secrets, SystemClock())
     target = f"127.0.0.1:{port}"
     interceptors = [_UnaryCredentials(credentials), _StreamCredentials(credentials)]
     try:
@@ -150,6 +182,9 @@ async def served(
             yield Served(
                 databroker_pb2_grpc.DataBrokerServiceStub(channel),
                 databroker_pb2_grpc.CheckpointServiceStub(channel),
+                access_times_pb2_grpc.AccessTimesStub(channel),
+                databroker_admin_pb2_grpc.AdminStub(channel),
+                registry_pb2_grpc.RegistryStub(channel),
                 hub,
                 server,
                 port,

@@ -51,7 +51,7 @@ class Authority:
             .not_valid_after(now + _LIFE)
         )
 
-    def leaf(self, *names: str, stem: str = "leaf") -> Leaf:
+    def leaf(self, *names: str, stem: str = "leaf", must_staple: bool = False) -> Leaf:
         """A certificate for host names and IP addresses."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
@@ -61,11 +61,13 @@ class Authority:
                 alternatives.append(x509.IPAddress(ipaddress.ip_address(name)))
             except ValueError:
                 alternatives.append(x509.DNSName(name))
-        certificate = (
-            self._builder(subject, key)
-            .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-            .sign(self._key, hashes.SHA256())
+        builder = self._builder(subject, key).add_extension(
+            x509.SubjectAlternativeName(alternatives), critical=False
         )
+        if must_staple:
+            feature = x509.TLSFeature([x509.TLSFeatureType.status_request])
+            builder = builder.add_extension(feature, critical=False)
+        certificate = builder.sign(self._key, hashes.SHA256())
         made = Leaf(self._directory / f"{stem}.pem", self._directory / f"{stem}.key")
         made.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         made.key.write_bytes(

@@ -25,8 +25,10 @@ import h2.events
 import httpx
 
 from tests.support.localhost import localhost_client
-from tests.support.stack import Stack, free_ports, running
+from tests.support.ports import free_ports
+from tests.support.stack import Stack, running
 from tests.support.tls import Authority
+from tests.support.traffic_upstreams import Server
 
 DOMAIN = "traffic.test"
 MARKER = f"marker.{DOMAIN}"
@@ -228,6 +230,7 @@ class Product:
         )
         (self.admin_port,) = free_ports(1)
         self.port = self.stack.port
+        self.guarded: Server | None = None  # for tests of who gets through to it
         self.base: dict[str, Any] = {
             "authenticate_service_url": f"https://authenticate.{DOMAIN}:{self.port}",
             "certificates": [

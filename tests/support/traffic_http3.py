@@ -6,19 +6,24 @@ import contextlib
 import json
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from gatehouse.proxy.edge.envoy_binary import find_envoy_binary
-from tests.support.stack import free_ports
+from tests.support.ports import free_ports
 from tests.support.traffic import Connection, eventually
 
 _API = "type.googleapis.com/envoy"
 
 
 def _config(
-    port: int, target: int, authority: Path, server_name: str, client: Path | None
+    port: int,
+    target: int,
+    authority: Path,
+    server_name: str,
+    client: Path | None,
+    adds: Mapping[str, str],
 ) -> dict[str, Any]:
     common: dict[str, Any] = {"validation_context": {"trusted_ca": {"filename": str(authority)}}}
     if client is not None:
@@ -35,6 +40,13 @@ def _config(
                     "name": "all",
                     "domains": ["*"],
                     "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "http3"}}],
+                    "request_headers_to_add": [
+                        {
+                            "header": {"key": name, "value": value},
+                            "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+                        }
+                        for name, value in adds.items()
+                    ],
                 }
             ]
         },
@@ -85,16 +97,22 @@ def _address(port: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def http3_bridge(
-    target: int, authority: Path, server_name: str, client: Path | None = None
+    target: int,
+    authority: Path,
+    server_name: str,
+    client: Path | None = None,
+    adds: Mapping[str, str] | None = None,
 ) -> Iterator[int]:
     """A loopback port whose HTTP/1.1 requests go to UDP port `target` as HTTP/3.
 
-    `client`: a PEM file of the client's certificate and key.
+    `client`: a PEM file of the client's certificate and key. `adds`: headers put on each request.
     """
     (port,) = free_ports(1)
     with tempfile.TemporaryDirectory(prefix="gh-") as directory:
         path = Path(directory) / "bridge.json"
-        path.write_text(json.dumps(_config(port, target, authority, server_name, client)))
+        path.write_text(
+            json.dumps(_config(port, target, authority, server_name, client, adds or {}))
+        )
         log = Path(directory) / "bridge.log"
         with log.open("wb") as sink:
             process = subprocess.Popen(

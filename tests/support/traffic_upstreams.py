@@ -10,7 +10,7 @@ import contextlib
 import json
 import ssl
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
@@ -105,6 +105,18 @@ class Seen:
         ).encode()
 
 
+class _CountingReader(asyncio.StreamReader):
+    """Tells how much came, whether or not anybody reads it."""
+
+    def __init__(self, tell: Callable[[int], None], limit: int) -> None:
+        super().__init__(limit)
+        self._tell = tell
+
+    def feed_data(self, data: Any) -> None:
+        self._tell(len(data))
+        super().feed_data(data)
+
+
 class Server:
     """Something that listens, can be killed and comes back on its port."""
 
@@ -129,6 +141,15 @@ class Server:
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
         self.connections = 0
+        self.received = 0  # bytes, also of what never became a request
+
+    def _count(self, count: int) -> None:
+        self.received += count
+
+    def check_refusal(self, headers: Iterable[tuple[str, str]], received: int) -> None:
+        """Unless `headers` are those of our own answer, nothing came since `received` bytes had."""
+        if not any(name.lower() == "x-upstream" for name, _ in headers):
+            assert self.received == received, "refused, but something came"
 
     def _note_name(self, sock: Any, name: str | None, _context: ssl.SSLContext) -> None:
         self._names[sock] = name or ""
@@ -141,12 +162,16 @@ class Server:
         return f"{scheme}://{self.address}:{self.port}"
 
     def start(self) -> Self:
+        loop = self.background.loop
+
+        def protocol() -> asyncio.StreamReaderProtocol:
+            reader = _CountingReader(self._count, 1 << 18)
+            return asyncio.StreamReaderProtocol(reader, self._serve)
+
         async def listen() -> asyncio.Server:
             if self.path:
-                return await asyncio.start_unix_server(self._serve, self.path, limit=1 << 18)
-            return await asyncio.start_server(
-                self._serve, self.address, self.port, ssl=self._tls, limit=1 << 18
-            )
+                return await loop.create_unix_server(protocol, self.path)
+            return await loop.create_server(protocol, self.address, self.port, ssl=self._tls)
 
         self._server = self.background.run(listen())
         if not self.path:

@@ -3,11 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+MARK = ("x-upstream", "echo")  # in every answer that is the upstream's own
+
+
+class _Counting(io.RawIOBase):
+    """What is read of a connection, told byte by byte whether or not it makes a request."""
+
+    def __init__(self, raw: io.RawIOBase, tell: Callable[[int], None]) -> None:
+        super().__init__()
+        self._raw = raw
+        self._tell = tell
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        count = self._raw.readinto(buffer)
+        self._tell(count or 0)
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
 class EchoUpstream:
@@ -15,10 +39,21 @@ class EchoUpstream:
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
+        self.received = 0  # bytes, also of what never became a request
+        self._counting = threading.Lock()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                raw = self.rfile.detach()
+                self.rfile = io.BufferedReader(_Counting(raw, outer._count))
+
+            def end_headers(self) -> None:
+                self.send_header(*MARK)
+                super().end_headers()
 
             def _answer(self) -> None:
                 length = int(self.headers.get("content-length") or 0)
@@ -45,6 +80,15 @@ class EchoUpstream:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.port: int = self._server.server_address[1]
+
+    def _count(self, count: int) -> None:
+        with self._counting:
+            self.received += count
+
+    def check_refusal(self, headers: Iterable[tuple[str, str]], received: int) -> None:
+        """Unless `headers` are those of our own answer, nothing came since `received` bytes had."""
+        if MARK not in headers:
+            assert self.received == received, f"refused, but {self.requests[-1:]} came"
 
     @property
     def url(self) -> str:

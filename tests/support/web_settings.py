@@ -45,7 +45,6 @@ def route(
     from_url: FromURL = parse_from(from_)
     settings = Route.model_validate({"from": from_, "to": ["http://127.0.0.1:1"], **keys})
     return ResolvedRoute(
-        index=0,
         id=RouteId("0123456789abcdef"),
         checksum=1,
         settings=settings,

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import datetime as dt
 import json
+import socket
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,15 @@ from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from tests.support.client_pki import CLIENT, DAY, SERVER, Issued, principal
-from tests.support.traffic import DOMAIN, Connection, Http2Connection, Product, Reply, https
+from tests.support.traffic import (
+    DOMAIN,
+    Connection,
+    Http2Connection,
+    Product,
+    Reply,
+    eventually,
+    https,
+)
 from tests.support.traffic_http3 import http3_bridge
 from tests.support.traffic_upstreams import Application
 
@@ -93,7 +102,10 @@ def client(product: Product, who: Issued | None, *above: Issued, alpn: str = "ht
 
 
 @pytest.fixture(scope="module")
-def world(product: Product, made: list[dict[str, Any]]) -> Iterator[Product]:
+def world(
+    product: Product, made: list[dict[str, Any]], application: Application
+) -> Iterator[Product]:
+    product.guarded = application
     # Requests without a certificate would be refused, the one that waits for a reload among them.
     with product.serving(made):
         yield product
@@ -121,12 +133,22 @@ def session_of(connection: Connection) -> tuple[ssl.SSLSession | None, bool | No
 
 
 def ask(product: Product, host: str, tls: Any, path: str = "/", **options: Any) -> Reply:
+    """One request; unless it is the upstream's own answer, the upstream has received nothing."""
+    assert product.guarded is not None
+    before = product.guarded.received
     with Connection(product.port, tls) as connection:
-        return connection.request(path, host=f"{host}.{DOMAIN}", **options)
+        reply = connection.request(path, host=f"{host}.{DOMAIN}", **options)
+    product.guarded.check_refusal(reply.headers, before)
+    return reply
 
 
 def status(product: Product, host: str, who: Issued | None, *above: Issued) -> int:
-    """Of HTTP/1.1 and HTTP/2, which must agree; REFUSED when there is no connection."""
+    """Of HTTP/1.1 and HTTP/2, which must agree; REFUSED when there is no connection.
+
+    Unless it is 200, the upstream has received nothing.
+    """
+    assert product.guarded is not None
+    before = product.guarded.received
     found = set()
     for alpn in ("http/1.1", "h2"):
         tls = client(product, who, *above, alpn=alpn)
@@ -139,6 +161,7 @@ def status(product: Product, host: str, who: Issued | None, *above: Issued) -> i
         except (OSError, AssertionError):  # TLS 1.3 tells a client only when it reads
             found.add(REFUSED)
     (only,) = found
+    assert only == 200 or product.guarded.received == before
     return only
 
 
@@ -147,12 +170,8 @@ def status(product: Product, host: str, who: Issued | None, *above: Issued) -> i
 
 @pytest.mark.usefixtures("default")
 @pytest.mark.parametrize("host", ["public", "signed-in", "rules", "ada", "told"])
-def test_without_certificate_nothing_is_reached(
-    world: Product, application: Application, host: str
-) -> None:
-    before = len(application.seen)
+def test_without_certificate_nothing_is_reached(world: Product, host: str) -> None:
     assert status(world, host, None) == 495
-    assert len(application.seen) == before
 
 
 @pytest.mark.usefixtures("default")
@@ -316,16 +335,13 @@ def test_with_policy_enforcement_only_rules_decide(
 # -- reject_connection
 
 
-def test_reject_connection(
-    world: Product, application: Application, use: Callable[..., None]
-) -> None:
+def test_reject_connection(world: Product, use: Callable[..., None]) -> None:
     use(
         enforcement="reject_connection",
         crl=b64(ROOT.revoke(EVE) + OTHER.revoke()),  # Envoy wants one of every authority
         match_subject_alt_names=[{"email": r".*@example\.com"}],
     )
     assert status(world, "public", ADA) == 200
-    before = len(application.seen)
     strangers = (
         None,
         EVE,  # revoked
@@ -338,11 +354,45 @@ def test_reject_connection(
         assert status(world, "public", who) == REFUSED
     with pytest.raises(OSError):
         ask(world, "public", client(world, None), "/ping")
-    assert len(application.seen) == before
     # In the handshake every authority counts; then it is the route's that does.
     other = OTHER.issue("y", names=[x509.RFC822Name("y@example.com")])
     assert status(world, "own", other) == 200
     assert status(world, "public", other) == 495
+
+
+def test_r24_a_server_name_makes_no_second_record(world: Product, use: Callable[..., None]) -> None:
+    """Handshakes that fail are logged with the name asked for (CVE-2024-45808)."""
+    use(enforcement="reject_connection")
+    assert world.guarded is not None
+    before = world.guarded.received
+    forged = b'x"}\n{"user":"root","y":"\x1b[2J'
+    stand_in = "a" * len(forged)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = client(world, None).wrap_bio(incoming, outgoing, server_hostname=stand_in)
+    with pytest.raises(ssl.SSLWantReadError):
+        tls.do_handshake()
+    hello = outgoing.read()
+    assert hello.count(stand_in.encode()) == 1
+
+    def failures() -> list[dict[str, Any]]:
+        lines = world.stack.processes["proxy"].access_log().splitlines(keepends=True)
+        records = [json.loads(line) for line in lines if line.endswith("\n")]
+        assert "root" not in [record.get("user") for record in records]
+        return [each for each in records if each["message"] == "listener connection failure"]
+
+    known = len(failures())
+    with socket.create_connection(("127.0.0.1", world.port), 15) as raw:
+        raw.sendall(hello.replace(stand_in.encode(), forged))
+        with contextlib.suppress(OSError):
+            assert raw.recv(65536)
+            raw.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))  # what nobody could decrypt
+            while raw.recv(65536):
+                pass
+    eventually(lambda: len(failures()) > known, 15)
+    told = failures()[known:]
+    assert [each for each in told if "root" in (each["tls-sni-hostname"] or "")]
+    assert "\x1b" not in world.stack.processes["proxy"].access_log()
+    assert world.guarded.received == before
 
 
 # -- resumption (R57: CVE-2022-21654)

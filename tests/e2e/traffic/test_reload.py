@@ -12,6 +12,7 @@ from websockets.sync.client import connect
 from websockets.sync.server import serve
 
 from tests.support.traffic import DOMAIN, Http2Connection, Product, eventually, https
+from tests.support.traffic_load import go_on, load
 from tests.support.traffic_upstreams import Application, Background
 
 pytestmark = pytest.mark.e2e
@@ -79,7 +80,7 @@ def test_a_changed_route_touches_neither_listeners_nor_what_is_open(
         ("added", [*made, https("new", to=other.url)], True),
         ("rewritten", [{**app, "prefix_rewrite": "/x"}, talk, slow], True),  # `new` goes
         ("headers", [{**app, "set_response_headers": {"x-a": "1"}}, talk, slow], False),
-        ("policy", [app, {**talk, **signed_in}, slow], False),
+        ("policy", [app, talk, {**slow, **signed_in}], False),  # decided when it was asked
         ("order", [slow, app, talk], False),
         ("upstream", [app, talk, elsewhere], True),
         ("balancing", [{**app, "load_balancing_policy": "RANDOM"}, talk, slow], True),
@@ -109,7 +110,7 @@ def test_a_changed_route_touches_neither_listeners_nor_what_is_open(
             assert world.stat(RDS) == rds + 1, name
             assert listeners(world) == before, name
             chat.send(name)
-            assert chat.recv(5) == name
+            assert chat.recv(20) == name
             reply = first.request(host=APP)
             assert (reply.status, reply.value("connection")) == (200, None), name
             assert second.request(host=APP) == 200
@@ -136,5 +137,39 @@ def test_a_changed_limit_updates_the_listener_in_place(
         assert world.stat(updates) == before + 1
         assert first.request("/a//b", host=APP).seen["path"] == "/a/b"
         chat.send("after")
-        assert chat.recv(5) == "after"
+        assert chat.recv(20) == "after"
     assert world.get("app", "/a//b").seen["path"] == "/a//b"
+
+
+def test_thousands_of_changed_routes_cost_no_request(
+    world: Product, made: list[dict[str, Any]], application: Application
+) -> None:
+    """New connections and old ones of both versions, while all routes change and then one does."""
+
+    def many(mark: str) -> list[dict[str, Any]]:
+        hosts = [f"many{number}" for number in range(2_000)]
+        return [https(host, to=application.url, prefix=f"/{mark}") for host in hosts]
+
+    world.reload(made)
+    raw = world.connection()
+    with (
+        load(world, APP) as threads,
+        raw,
+        connect(f"ws://ws.{DOMAIN}/", sock=raw.socket, proxy=None) as chat,
+    ):
+        before = listeners(world)
+        for mark in ("a", "b"):
+            world.reload([*made, *many(mark)])
+            go_on(threads, 5)
+            assert world.get("many1999", f"/{mark}").status == 200
+        one_more = https("more", to=application.url)
+        world.reload([*made, *many("b"), one_more])
+        assert world.get("more").status == 200
+        world.reload(made)
+        assert world.get("many0", "/b").status == 404
+        go_on(threads, 5)
+        chat.send("still")
+        assert chat.recv(20) == "still"
+        assert listeners(world) == before
+    # Nobody was asked to leave: routes concern no connection.
+    assert [thread.connections for thread in threads] == [1, 1]

@@ -182,10 +182,10 @@ def alive_after(world: Product, host: str, silence_s: float) -> bool:
     """True when a WebSocket still echoes after a silence."""
     with websocket(world, host) as client:
         client.send("before")
-        assert client.recv(5) == "before"
+        assert client.recv(20) == "before"
         time.sleep(silence_s)
         client.send("after")
-        return client.recv(5) == "after"
+        return client.recv(20) == "after"
 
 
 def lifetime(world: Product, host: str, every_s: float | None) -> float:
@@ -227,8 +227,8 @@ def idle_connection(world: Product) -> float:
     """Seconds until a connection without a request begins to be closed."""
     closing = "http.ingress.downstream_cx_idle_timeout"
     with world.connection() as connection:
-        connection.request(host=f"plain.{DOMAIN}")
         before, started = world.stat(closing), time.monotonic()
+        connection.request(host=f"plain.{DOMAIN}")
         eventually(lambda: world.stat(closing) > before, every_s=0.1)
         return time.monotonic() - started
 

@@ -224,7 +224,8 @@ def test_secure_and_plain_upstreams_share_a_route(
     assert urls == {servers.named.url, application.url}
     # The one that does not verify is no reason to reach it in clear text.
     before = len(servers.named.seen)
-    assert {world.get("mixed-bad").status for _ in range(6)} == {200, 503}
+    statuses = {world.get("mixed-bad").status for _ in range(6)}
+    assert statuses == {200}  # what could not be sent goes to the other one instead
     assert len(servers.named.seen) == before
 
 

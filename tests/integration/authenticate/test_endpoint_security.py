@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from urllib.parse import urlencode
 
@@ -30,27 +31,32 @@ OPEN = {  # what each of these does without a signature is harmless; see its `wh
         for path in (
             "/", "/robots.txt", "/ping", "/healthz", "/oauth2/callback",
             "/.pomerium/signed_out", "/.pomerium", "/.pomerium/verify-access-token",
-            "/.pomerium/verify-identity-token",
+            "/.pomerium/verify-identity-token", "/.pomerium/backchannel_logout",
         )
     ),
     *(
         f"https://{APP}{path}"
         for path in (
             "/ping", "/healthz", "/.well-known/pomerium", "/.well-known/pomerium/",
-            "/.well-known/pomerium/jwks.json", "/.pomerium", "/.pomerium/", "/.pomerium/user",
+            "/.well-known/pomerium/jwks.json", "/.well-known/pomerium/hpke-public-key",
+            "/.pomerium", "/.pomerium/", "/.pomerium/user",
             "/.pomerium/jwt", "/.pomerium/sign_out", "/.pomerium/api/v1/login",
+            "/.pomerium/routes", "/.pomerium/api/v1/routes", "/.pomerium/index.js",
+            "/.pomerium/explain",
         )
     ),
 }  # fmt: skip
 CONSTANT = {
     *(f"{AUTHENTICATE}{path}" for path in ("/robots.txt", "/ping", "/healthz")),
     # Answered for the body alone.
+    f"{AUTHENTICATE}/.pomerium/backchannel_logout",
     *(f"{AUTHENTICATE}/.pomerium/verify-{kind}-token" for kind in ("access", "identity")),
     *(
         f"https://{APP}{path}"
         for path in (
             "/ping", "/healthz", "/.well-known/pomerium", "/.well-known/pomerium/",
-            "/.well-known/pomerium/jwks.json",
+            "/.well-known/pomerium/jwks.json", "/.well-known/pomerium/hpke-public-key",
+            "/.pomerium/index.js",
         )
     ),
 }  # fmt: skip
@@ -68,7 +74,13 @@ def all_endpoints():
         rng=SystemRng(),
         log=nothing,  # type: ignore[arg-type]
     )
-    proxy = ProxyEndpoints(lambda: made, nothing, SystemClock(), SystemRng())  # type: ignore[arg-type]
+    proxy = ProxyEndpoints(
+        lambda: made,
+        nothing,  # type: ignore[arg-type]
+        nothing,  # type: ignore[arg-type]
+        SystemClock(),
+        SystemRng(),
+    )
     found = {f"{AUTHENTICATE}{one.path}": one for one in authenticate.endpoints()}
     return found | {f"https://{APP}{one.path}": one for one in proxy.endpoints()}
 
@@ -260,6 +272,7 @@ async def test_public_documents(world):
         "authentication_callback_endpoint": f"{AUTHENTICATE}/oauth2/callback",
         "jwks_uri": f"https://{APP}/.well-known/pomerium/jwks.json",
         "frontchannel_logout_uri": f"https://{APP}/.pomerium/sign_out",
+        "backchannel_logout_uri": f"{AUTHENTICATE}/.pomerium/backchannel_logout",
     }
     keys = await browser.get(metadata["jwks_uri"])
     assert keys.headers["access-control-allow-origin"] == "*"
@@ -270,6 +283,10 @@ async def test_public_documents(world):
     same = await browser.get(metadata["jwks_uri"], headers={"if-none-match": keys.headers["etag"]})
     assert same.status_code == 304
     assert json.dumps(key)
+    hpke = await browser.get(f"https://{APP}/.well-known/pomerium/hpke-public-key")
+    assert len(hpke.content) == 32
+    assert hpke.headers["content-type"] == "application/octet-stream"
+    assert hpke.headers["cache-control"] == "max-age=60"
     for url in (f"https://{APP}/ping", f"{AUTHENTICATE}/healthz"):
         assert (await browser.get(url)).text == "OK\n"
         assert (await browser.post(url)).status_code == 405
@@ -279,6 +296,19 @@ async def test_public_documents(world):
         assert (await browser.get(url)).headers["location"] == "/.pomerium/"
     for url in (f"{AUTHENTICATE}/nope", f"https://{APP}/.pomerium/nope", f"https://{APP}/"):
         assert (await browser.get(url)).status_code == 404
+
+
+async def test_the_key_set_follows_a_rotation(world):
+    browser = world.browser()
+    url = f"https://{APP}/.well-known/pomerium/jwks.json"
+    before = await browser.get(url)
+    old = world.hub.current
+    new_key = derive_signing_key(b"n" * 32)
+    await world.hub.apply(dataclasses.replace(old, signing_keys=(new_key, *old.signing_keys)))
+    after = await browser.get(url, headers={"if-none-match": before.headers["etag"]})
+    assert after.status_code == 200
+    kids = [key["kid"] for key in after.json()["keys"]]
+    assert kids == [new_key.kid, *(key["kid"] for key in before.json()["keys"])]
 
 
 async def test_hosts_that_are_not_served_get_nothing(world):

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from urllib.parse import urlsplit
 
-from gatehouse.common.databroker.records import unpack
+import pytest
+
+from gatehouse.common.databroker.records import record_of, unpack
 from gatehouse.common.ids import SESSION, USER
 from gatehouse.common.session.handle import decode_handle
+from gatehouse.common.session.login_binding import cookie_name
 from gatehouse.pb.session_pb2 import Session
 from gatehouse.pb.user_pb2 import User
 from tests.support.sign_in import query_of
 from tests.support.web_settings import APP, AUTHENTICATE, IDP_ID, SHARED
+
+BINDING_COOKIE = cookie_name("_pomerium")
 
 
 def route_handle(browser):
@@ -90,6 +96,50 @@ async def test_r31_a_callback_url_is_worth_nothing_in_another_browser(world):
     assert (await attacker.get(url)).status_code == 302  # and was not used up
 
 
+async def test_r31_a_cookie_tossed_from_a_sibling_domain_binds_nothing(world):
+    """A host of the same domain can plant any cookie but one with the prefix `__Host-`."""
+    attacker = world.browser()
+    url = await world.callback_url(attacker)
+    nonce = attacker.cookies.get(BINDING_COOKIE, domain=APP)
+    for name in ("_pomerium_login_binding", "__Secure-_pomerium_login_binding"):
+        victim = world.browser()
+        victim.cookies.set(name, nonce, domain=".example.com")
+        assert (await victim.get(url)).status_code == 400
+        assert victim.cookies.get("_pomerium", domain=APP) is None
+    # Beside the victim's own binding, in a browser that knows no prefixes, neither is believed.
+    victim = world.browser()
+    world.ask_to_sign_in(victim)
+    own = victim.cookies.get(BINDING_COOKIE, domain=APP)
+    header = f"{BINDING_COOKIE}={nonce}; {BINDING_COOKIE}={own}"
+    assert (await world.browser().get(url, headers={"cookie": header})).status_code == 400
+    assert (await attacker.get(url)).status_code == 302
+
+
+async def test_r31_an_attackers_link_starts_the_victims_own_sign_in(world):
+    """A browser with a binding of its own is sent to the page, never into another's session."""
+    attacker, victim = world.browser(), world.browser()
+    url = await world.callback_url(attacker)
+    world.ask_to_sign_in(victim)
+    sent = await victim.get(url)
+    assert (sent.status_code, sent.headers["location"]) == (302, f"https://{APP}/page?x=1")
+    assert "set-cookie" not in sent.headers
+    assert (await attacker.get(url)).status_code == 302  # and was not used up
+
+
+async def test_r31_a_seen_sign_in_link_is_worth_nothing_once_it_was_used(world):
+    """Whoever has read the sign-in URL could have a callback of their own made for the browser."""
+    attacker, victim = world.browser(), world.browser()
+    seen = world.ask_to_sign_in(victim)
+    leave = await victim.get(seen)
+    arrive = await victim.get(await world.choose(victim, leave.headers["location"]))
+    assert (await victim.get(arrive.headers["location"])).status_code == 302
+    own = route_handle(victim).session_id
+    leave = await attacker.get(seen)
+    arrive = await attacker.get(await world.choose(attacker, leave.headers["location"]))
+    assert (await victim.get(arrive.headers["location"])).status_code == 400
+    assert route_handle(victim).session_id == own
+
+
 async def test_r31_a_planted_cookie_does_not_survive_a_sign_in(world):
     attacker, victim = world.browser(), world.browser()
     await world.sign_in(attacker)
@@ -105,7 +155,10 @@ async def test_r31_a_planted_cookie_does_not_survive_a_sign_in(world):
         for line in leave.headers.get_list("set-cookie")
         if line.startswith("_pomerium_authenticate=;")
     ]
-    assert len(cleared) == 1
+    domains = [re.search(r"Domain=([^;]+)", line) for line in cleared]
+    assert {found[1] if found else "" for found in domains} == {
+        "", "example.com", "authenticate.example.com",
+    }  # fmt: skip
     await victim.get(
         (await victim.get(await world.choose(victim, leave.headers["location"]))).headers[
             "location"
@@ -251,6 +304,24 @@ async def test_user_info_shows_the_person_and_no_token(world):
     assert "not signed in" in stranger.text
 
 
+async def test_every_page_has_a_json_twin(world):
+    browser = world.browser()
+    await world.sign_in(browser)
+    json_only = {"accept": "application/json"}
+    for host in (f"https://{APP}", AUTHENTICATE):
+        answer = await browser.get(f"{host}/.pomerium/", headers=json_only)
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.json()["session"]["userId"] == "u-ada"
+        assert answer.json()["user"]["email"] == "ada@example.com"
+    asked = (await browser.get(f"{AUTHENTICATE}/.pomerium/sign_out", headers=json_only)).json()
+    assert asked.keys() == {"confirm", "everywhere"}
+    assert (await browser.get(asked["everywhere"])).status_code == 302
+    done = await browser.get(f"{AUTHENTICATE}/.pomerium/signed_out", headers=json_only)
+    assert done.json() == {"signedOut": True}
+    after = await browser.get(f"https://{APP}/.pomerium/", headers=json_only)
+    assert "session" not in after.json()
+
+
 async def test_the_dashboard_asks_for_a_sign_in_and_comes_back(world):
     browser = world.browser()
     leave = await browser.get(f"{AUTHENTICATE}/.pomerium/")
@@ -296,6 +367,70 @@ async def test_an_expired_session_asks_for_another_sign_in(world):
     assert urlsplit(again.headers["location"]).netloc.startswith("localhost:")
 
 
+async def test_a_session_that_is_about_to_end_saves_no_sign_in(world):
+    """Where authorize's clock is ahead it has ended, and the browser would go in circles."""
+    browser = world.browser()
+    await world.sign_in(browser)
+    for before_s, host in ((90, APP), (30, "localhost")):
+        world.clock.offset_s = 14 * 3600 - before_s
+        again = await browser.get(world.ask_to_sign_in(browser))
+        assert urlsplit(again.headers["location"]).hostname == host
+    page = await browser.get(f"{AUTHENTICATE}/.pomerium/")
+    assert page.status_code == 302  # the cookie went with the sign-in that began
+
+
+async def taken_place(world):
+    """Grace's browser, whose session takes the place of Ada's; both sessions."""
+    ada, grace = world.browser(), world.browser()
+    await world.sign_in(ada)
+    leave = await grace.get(world.ask_to_sign_in(grace))
+    back = await world.choose(grace, leave.headers["location"], "grace@example.com")
+    arrive = await grace.get(back)
+    assert (await grace.get(arrive.headers["location"])).status_code == 302
+    theirs = await session_of(world, route_handle(ada))
+    own = await session_of(world, route_handle(grace))
+    own.impersonate_session_id = theirs.id
+    await world.operator.put([record_of(own, own.id)])
+    return grace, own, theirs
+
+
+HOME = (f"{AUTHENTICATE}/.pomerium/", f"https://{APP}/.pomerium/")
+
+
+async def test_somebody_in_anothers_place_is_shown_whose(world):
+    browser, own, theirs = await taken_place(world)
+    for url in HOME:
+        page = await browser.get(url)
+        assert "in this person" in page.text
+        assert "ada@example.com" in page.text
+        shown = (await browser.get(url, headers={"accept": "application/json"})).json()
+        assert shown["isImpersonated"] is True
+        assert (shown["session"]["id"], shown["session"]["userId"]) == (own.id, theirs.user_id)
+        assert shown["user"]["email"] == "ada@example.com"
+    again = await browser.get(world.ask_to_sign_in(browser))
+    assert again.headers["location"].startswith(f"https://{APP}/.pomerium/callback/")
+
+
+@pytest.mark.parametrize("end", ["deleted", "expired"])
+async def test_a_session_that_stands_for_nobody_asks_for_another_sign_in(world, end):
+    """Authorize lets nobody in with it: sent back with it, the browser would turn in circles."""
+    browser, own, theirs = await taken_place(world)
+    if end == "deleted":
+        await world.operator.delete(SESSION, theirs.id)
+    else:
+        theirs.expires_at.FromSeconds(int(world.clock.now_s()) - 1)
+        await world.operator.put([record_of(theirs, theirs.id)])
+    again = await browser.get(world.ask_to_sign_in(browser))
+    assert urlsplit(again.headers["location"]).netloc.startswith("localhost:")
+    for url in HOME:
+        assert own.id not in (await browser.get(url)).text
+    back = await world.choose(browser, again.headers["location"], "grace@example.com")
+    arrive = await browser.get(back)
+    assert (await browser.get(arrive.headers["location"])).status_code == 302
+    fresh = await session_of(world, route_handle(browser))
+    assert (fresh.impersonate_session_id, fresh.id == own.id) == ("", False)
+
+
 async def test_a_strict_cookie_is_followed_by_a_page_and_not_by_a_redirect(world):
     old = world.hub.current
     strict = old.settings.model_copy(update={"cookie_same_site": "strict"})
@@ -304,3 +439,41 @@ async def test_a_strict_cookie_is_followed_by_a_page_and_not_by_a_redirect(world
     assert done.status_code == 200
     assert "SameSite=Strict" in done.headers.get_list("set-cookie")[0]
     assert f'content="0; url=https://{APP}/page?x=1"' in done.text
+
+
+async def test_how_long_a_sign_in_may_take_is_a_setting(world):
+    old = world.hub.current
+    patient = old.settings.model_copy(update={"sign_in_timeout": 3600.0})
+    await world.hub.apply(dataclasses.replace(old, settings=patient))
+    browser = world.browser()
+    leave = await browser.get(world.ask_to_sign_in(browser))
+    (pkce,) = [line for line in leave.headers.get_list("set-cookie") if "_pkce_" in line]
+    assert "Max-Age=3600" in pkce
+    back = await world.choose(browser, leave.headers["location"])
+    world.clock.offset_s = 59 * 60
+    arrive = await browser.get(back)
+    assert arrive.status_code == 302
+    # and what binds the callback to the browser has lasted as long
+    assert (await browser.get(arrive.headers["location"])).status_code == 302
+
+
+async def test_a_cookie_name_with_a_host_prefix_is_set_everywhere_that_it_may_be(world):
+    """`__Host-` demands the path /, which the cookies of the flow do not have."""
+    old = world.hub.current
+    named = old.settings.model_copy(update={"cookie_name": "__Host-session"})
+    await world.hub.apply(dataclasses.replace(old, settings=named))
+    browser = world.browser()
+    leave = await browser.get(world.ask_to_sign_in(browser))
+    assert "__Host-session_login_binding" in browser.cookies
+    assert leave.status_code == 302
+    arrive = await browser.get(await world.choose(browser, leave.headers["location"]))
+    done = await browser.get(arrive.headers["location"])
+    assert done.status_code == 302
+    (cookie,) = [
+        line for line in done.headers.get_list("set-cookie") if line.startswith("__Host-session=")
+    ]
+    assert "Path=/;" in cookie
+    assert "Domain" not in cookie
+    out = await browser.get(f"https://{APP}/.pomerium/sign_out")
+    assert out.status_code == 302
+    assert any(line.startswith("__Host-session=;") for line in out.headers.get_list("set-cookie"))

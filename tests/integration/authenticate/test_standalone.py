@@ -20,18 +20,13 @@ from gatehouse.common.jose.signed_url import sign_url
 from gatehouse.common.runtime.context import ProcessContext
 from gatehouse.common.runtime.health import HealthRegistry
 from tests.support.pki import Authority
+from tests.support.ports import free_ports
 from tests.support.sign_in import query_of
 from tests.support.sign_in_world import Broker, ShiftedClock, running_provider, short_directory
 from tests.support.web_settings import AUTHENTICATE, SHARED, provider, settings
 
 NAME = "authenticate.example.com"
 AUTHORITY = Authority()
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def context_in(directory, made, clock):
@@ -57,7 +52,7 @@ async def running(issuer, **changes):
             idp=provider(issuer),
             routes=(),  # this process is told of no routes
             services=frozenset({ServiceName.AUTHENTICATE}),
-            address=ListenAddress("127.0.0.1", free_port()),
+            address=ListenAddress("127.0.0.1", free_ports(1)[0]),
             databroker_urls=(f"unix://{broker_context.grpc_socket}",),
             **changes,
         )

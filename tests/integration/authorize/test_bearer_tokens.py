@@ -16,6 +16,7 @@ from gatehouse.common.config.resolved import ServiceName
 from gatehouse.common.databroker.records import record_of, seconds_of, tombstone_of, unpack
 from gatehouse.common.identity.token_check import AUDIENCE
 from gatehouse.common.ids import SESSION, USER
+from gatehouse.common.observability.metrics import REGISTRY
 from gatehouse.common.rpc.credentials import ServiceCredentials
 from gatehouse.pb.user_pb2 import User
 from tests.support.bearer_world import bearer_world, signed_in_program
@@ -28,7 +29,7 @@ from tests.support.check import (
     set_headers,
     status_of,
 )
-from tests.support.identity import provider_mock, provider_settings
+from tests.support.identity import id_token_of, provider_mock, provider_settings
 from tests.support.policy import policy_of
 
 ADA = policy_of("allow: {or: [{email: ada@example.com}]}")
@@ -60,7 +61,20 @@ def settings_for(issuer: str, token_format: str, *routes: Any, **keys: Any):
 async def test_a_providers_token_is_a_session(issuer: str, token_format: str) -> None:
     program = await signed_in_program(issuer, "user-1")
     is_access = token_format == "idp_access_token"
-    token = program.tokens.access_token if is_access else program.id_token.raw
+    token = program.tokens.access_token if is_access else id_token_of(program).raw
+    kind = token_format.removeprefix("idp_")
+
+    def counted() -> list[float]:
+        name = f"pomerium_config_idp_token_session_creator_{kind}"
+        return [
+            REGISTRY.get_sample_value(f"{name}_{what}") or 0.0
+            for what in (
+                *("sessions_created_total", "sessions_cached_total"),
+                "create_session_duration_count",
+            )
+        ]
+
+    before = counted()
     async with bearer_world(settings_for(issuer, token_format)) as world:
         before_s = world.clock.now_s()
         response = await world.check(token)
@@ -73,7 +87,7 @@ async def test_a_providers_token_is_a_session(issuer: str, token_format: str) ->
         assert session.oauth_token.access_token == (token if is_access else "")
         assert session.id_token.raw == ("" if is_access else token)
         lives_s = seconds_of(session.expires_at) - before_s
-        assert lives_s == pytest.approx(program.id_token.expires_at_s - before_s, abs=5) or (
+        assert lives_s == pytest.approx(id_token_of(program).expires_at_s - before_s, abs=5) or (
             is_access and lives_s == pytest.approx(14 * 3600, abs=5)
         )
         record = await world.databroker.get(USER, "user-1")
@@ -83,6 +97,7 @@ async def test_a_providers_token_is_a_session(issuer: str, token_format: str) ->
         # Again, from the copy: nothing is written anew.
         assert is_allowed(await world.check(token))
         assert await world.sessions() == [session]
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [1, 1, 1]
 
 
 async def test_thousand_concurrent_first_requests_make_one_session(issuer: str) -> None:
@@ -113,7 +128,7 @@ async def test_r38_what_the_provider_does_not_confirm_is_403_and_no_sign_in(
         for token in (
             "opaque-and-made-up",
             program.tokens.access_token[:-3],
-            program.id_token.raw[:-4],
+            id_token_of(program).raw[:-4],
             "two words",
             "",
             'quo"te',
@@ -128,7 +143,7 @@ async def test_r38_what_the_provider_does_not_confirm_is_403_and_no_sign_in(
 async def test_r40_an_identity_token_for_another_application_is_refused(issuer: str) -> None:
     theirs = await signed_in_program(issuer, "user-1", client_id="another-app")
     async with bearer_world(settings_for(issuer, "idp_identity_token")) as world:
-        assert status_of(await world.check(theirs.id_token.raw)) == 403
+        assert status_of(await world.check(id_token_of(theirs).raw)) == 403
         assert await world.sessions() == []
 
 
@@ -137,7 +152,7 @@ async def test_r40_an_access_token_passes_for_no_identity_token_and_back(issuer:
     async with bearer_world(settings_for(issuer, "idp_identity_token")) as world:
         assert status_of(await world.check(program.tokens.access_token)) == 403
     async with bearer_world(settings_for(issuer, "idp_access_token")) as world:
-        assert status_of(await world.check(program.id_token.raw)) == 403
+        assert status_of(await world.check(id_token_of(program).raw)) == 403
 
 
 async def test_r33_r40_a_session_of_one_route_does_not_carry_over_an_audience(
@@ -149,7 +164,6 @@ async def test_r33_r40_a_session_of_one_route_does_not_carry_over_an_audience(
     anyone = route(ADA, idp=idp, bearer_token_format="idp_access_token")
     strict = route(
         ADA,
-        index=1,
         route_id=OTHER_ROUTE,
         from_="https://strict.example.com",
         idp=idp,
@@ -219,7 +233,7 @@ async def test_r44_a_deleted_session_is_verified_anew(issuer: str) -> None:
 
 async def test_r45_an_expired_session_is_never_used(issuer: str) -> None:
     program = await signed_in_program(issuer, "user-1")
-    token = program.id_token.raw
+    token = id_token_of(program).raw
     async with bearer_world(settings_for(issuer, "idp_identity_token")) as world:
         assert is_allowed(await world.check(token))
         world.clock.offset_s = 15 * 3600.0

@@ -14,8 +14,9 @@ import pytest
 from google.protobuf.json_format import ParseDict
 from rich.console import Console
 
+from gatehouse.authorize.core.explain_answer import document
 from gatehouse.cli.explain import show
-from gatehouse.cli.explain_live import ask, document, explain_live, explanation_of
+from gatehouse.cli.explain_live import ask, explain_live, explanation_of
 from gatehouse.common.errors import GatehouseError, InvalidArgumentError, NotFoundError
 from gatehouse.common.rpc.credentials import ServiceCredentials
 from gatehouse.pb import authorize_pb2, authorize_pb2_grpc
@@ -117,7 +118,7 @@ async def test_r39_only_operators_may_ask(authorize: Checker) -> None:
     plain_only = metadata("operator")[:1]
     cases = {
         (): grpc.StatusCode.UNAUTHENTICATED,
-        plain_only: grpc.StatusCode.UNAUTHENTICATED,
+        plain_only: grpc.StatusCode.PERMISSION_DENIED,  # of the system, and does not say who
         metadata("operator", b"x" * 32): grpc.StatusCode.UNAUTHENTICATED,
         metadata("operator", audience="databroker"): grpc.StatusCode.UNAUTHENTICATED,
         metadata("proxy"): grpc.StatusCode.PERMISSION_DENIED,

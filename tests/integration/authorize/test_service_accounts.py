@@ -13,7 +13,9 @@ from rich.console import Console
 from gatehouse.cli import service_account
 from gatehouse.common.clock import SystemRng
 from gatehouse.common.errors import InvalidArgumentError
+from gatehouse.common.ids import SERVICE_ACCOUNT
 from gatehouse.common.jose.hs256 import decode_hs256
+from gatehouse.common.observability.logging import configure_logging
 from tests.integration.authorize.conftest import (
     Checker,
     running_authorize,
@@ -122,6 +124,7 @@ async def test_accounts_need_a_user(tmp_path: Path) -> None:
 
 async def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They run an event loop of their own, so each runs in a thread."""
+    configure_logging("info", stream=io.StringIO())  # the databroker's lines are not theirs
     async with running_databroker(tmp_path / "d") as broker:
         config = tmp_path / "config.yaml"
         config.write_text(
@@ -155,8 +158,15 @@ async def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert account_id in printed.getvalue()
         assert token not in printed.getvalue()
 
+        async with writer_to(broker.port) as client:
+            await client.put_access_times({(SERVICE_ACCOUNT, account_id): 1_700_000_000.0})
         assert await run(service_account.list_accounts, console=console) == 0
         assert "nightly job" in printed.getvalue()
+        assert "2023-11-14 22:13:20Z" in printed.getvalue()
+        # However narrow the terminal: the id is what revoke asks for.
+        narrow = Console(file=(narrowed := io.StringIO()), width=50)
+        assert await run(service_account.list_accounts, console=narrow) == 0
+        assert account_id in narrowed.getvalue()
         assert await run(service_account.revoke, account_id=account_id) == 0
         assert await run(service_account.revoke, account_id=account_id) == 1
         assert "there is no service account" in capsys.readouterr().err

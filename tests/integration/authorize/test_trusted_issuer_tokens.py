@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 import jwt
 import pytest
 
+from gatehouse.authorize.service import build as build_authorize
+from gatehouse.common.config.issues import ConfigError
 from gatehouse.common.config.resolved import ServiceName
 from gatehouse.common.databroker.records import record_of, seconds_of, timestamp_of, unpack
 from gatehouse.common.ids import USER
 from gatehouse.pb.user_pb2 import User
+from tests.integration.authorize.conftest import Node
 from tests.support.bearer_world import bearer_world
 from tests.support.check import (
     is_allowed,
@@ -139,7 +143,6 @@ async def test_r40_a_route_may_trust_fewer_issuers(idp: HostileProvider) -> None
         wide = route(anyone, bearer_token_format="jwt")
         narrow = route(
             anyone,
-            index=1,
             route_id=OTHER_ROUTE,
             bearer_token_format="jwt",
             identity_providers=["CI"],
@@ -178,3 +181,19 @@ async def test_r33_concurrent_tokens_of_two_users_stay_apart(idp: HostileProvide
         answers = await asyncio.gather(*(world.check(t) for t in [first, second] * 40))
         assert [status_of(answer) for answer in answers] == [200, 403] * 40
         assert len(await world.sessions()) == 2
+
+
+async def test_the_tokens_of_a_cluster_need_one_around_us(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    settings = resolved_settings(
+        route(CI_USER, bearer_token_format="jwt"),
+        databroker_urls=("http://127.0.0.1:1",),
+        identity_providers={"k8s": {"issuer": "kubernetes:///", "audiences": ["a"]}},
+    )
+    node = Node(settings, tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"identity_providers\.k8s\.issuer: this process runs in no"
+    ):
+        build_authorize(node.context)

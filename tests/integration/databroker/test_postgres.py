@@ -28,7 +28,7 @@ from gatehouse.databroker.edge.backends.postgres_sql import CHANNEL
 from gatehouse.pb import databroker_pb2 as pb
 from gatehouse.pb.user_pb2 import User
 from tests.support.postgres import disconnect, fresh_database, server_dsn
-from tests.support.storage import incoming, served
+from tests.support.storage import incoming, secrets, served
 
 pytestmark = pytest.mark.postgres
 PATIENCE_S = 10.0
@@ -41,7 +41,8 @@ def dsn() -> Iterator[str]:
 
 
 def store(dsn: str, **more: Any) -> PostgresStorage:
-    return PostgresStorage(parse_postgres(make_conninfo(dsn, **more)), SystemClock(), SystemRng())
+    target = parse_postgres(make_conninfo(dsn, **more))
+    return PostgresStorage(target, SystemClock(), SystemRng(), secrets)
 
 
 @contextlib.asynccontextmanager
@@ -162,7 +163,7 @@ async def test_streams_converge_when_listening_was_cut(dsn: str) -> None:
             assert disconnect(dsn, condition=f"query = 'LISTEN {CHANNEL}'") == 2
             # Written while nobody listens, and nothing after it.
             await put(writer, "a")
-            async with asyncio.timeout(2.0):
+            async with asyncio.timeout(15.0):
                 assert (await call.read()).record.version == 1
             await _listening(dsn, 2)
             call.cancel()

@@ -121,7 +121,7 @@ async def test_it_serves_and_stops(kind: str, tmp_path: Path) -> None:
         async with hosted(stored(kind, connection), tmp_path) as made:
             reply = await made.call("Put", pb.PutRequest(records=[record("a")]))
             assert reply.records[0].version == 1
-            assert made.ctx.health.ready()
+            await made.until(made.ctx.health.ready)
             assert made.check("storage.backend").attributes == {"backend": kind}
             version = reply.server_version
             stream = made.stub.Sync(
@@ -131,7 +131,7 @@ async def test_it_serves_and_stops(kind: str, tmp_path: Path) -> None:
             await stream.wait_for_connection()
             made.stop.set()
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                async with asyncio.timeout(2):
+                async with asyncio.timeout(PATIENCE_S):
                     await stream.read()
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         if kind == "file":

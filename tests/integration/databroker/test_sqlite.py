@@ -15,12 +15,12 @@ import pytest
 from gatehouse.common.clock import SystemClock, SystemRng
 from gatehouse.common.errors import FailedPreconditionError, UnavailableError
 from gatehouse.databroker.core.options import TypeRules
-from gatehouse.databroker.core.records import Key, Put
+from gatehouse.databroker.core.records import Put
 from gatehouse.databroker.edge.backends.base import running
 from gatehouse.databroker.edge.backends.sqlite import SqliteStorage
-from gatehouse.databroker.edge.backends.sqlite_database import FILE_NAME, directory_lock
+from gatehouse.databroker.edge.backends.sqlite_connection import FILE_NAME, directory_lock
 from gatehouse.pb.user_pb2 import User
-from tests.support.storage import incoming
+from tests.support.storage import incoming, secrets
 
 WRITER = """
 import asyncio, sys
@@ -30,10 +30,10 @@ from gatehouse.databroker.core.records import Put
 from gatehouse.databroker.edge.backends.base import running
 from gatehouse.databroker.edge.backends.sqlite import SqliteStorage
 from gatehouse.pb.user_pb2 import User
-from tests.support.storage import incoming
+from tests.support.storage import incoming, secrets
 
 async def main():
-    storage = SqliteStorage(Path(sys.argv[1]), SystemClock(), SystemRng())
+    storage = SqliteStorage(Path(sys.argv[1]), SystemClock(), SystemRng(), secrets)
     async with running(storage):
         number = 0
         async def write(number):
@@ -49,7 +49,7 @@ asyncio.run(main())
 
 
 def store(directory: Path) -> SqliteStorage:
-    return SqliteStorage(directory, SystemClock(), SystemRng())
+    return SqliteStorage(directory, SystemClock(), SystemRng(), secrets)
 
 
 async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
@@ -188,28 +188,3 @@ async def test_a_closed_store_is_unavailable(tmp_path: Path) -> None:
         await storage.position()
     with pytest.raises(UnavailableError):
         await storage.write(Put((incoming("t", "a", User()),)))
-
-
-class Scrambled:
-    """Stands for encryption: what is stored differs from what is read."""
-
-    def seal(self, key: Key, data: bytes) -> bytes:
-        return b"sealed" + key[1].encode() + data[::-1]
-
-    def open(self, key: Key, stored: bytes) -> bytes:
-        prefix = b"sealed" + key[1].encode()
-        assert stored.startswith(prefix)
-        return stored[len(prefix) :][::-1]
-
-
-async def test_payloads_rest_as_the_codec_says(tmp_path: Path) -> None:
-    storage = SqliteStorage(tmp_path, SystemClock(), SystemRng(), Scrambled())
-    async with running(storage):
-        (record,) = (await storage.write(Put((incoming("t", "a", User(name="needle")),)))).records
-        assert await storage.get("t", "a") == record
-        assert (await storage.changes(0, limit=9)).changes == (record,)
-        again = await storage.write(Put((incoming("t", "a", User(name="needle")),)))
-        assert again.records == (record,)
-    raw = (tmp_path / FILE_NAME).read_bytes()
-    assert b"needle" not in raw
-    assert b"eldeen" in raw

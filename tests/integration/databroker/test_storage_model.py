@@ -76,7 +76,7 @@ async def reap(case: StorageCase) -> tuple[StoredRecord, ...]:
 
 
 async def prune(case: StorageCase) -> int:
-    return await case.storage.prune(150_000_000)
+    return await case.storage.prune(150_000_000, 1 << 40)
 
 
 def query(type_: str, filter_: int, text: str, offset: int, limit: int) -> Operation:

@@ -190,7 +190,8 @@ async def test_options_are_replaced_and_removed(case: StorageCase) -> None:
 
 
 async def test_built_in_options_stand_in(case: StorageCase) -> None:
-    assert await case.storage.options(SESSION) == TypeRules(indexed=("user_id", "expires_at"))
+    built_in = ("user_id", "expires_at", "idp_session_id", "id_token.subject")
+    assert await case.storage.options(SESSION) == TypeRules(indexed=built_in)
     await case.storage.set_options(SESSION, TypeRules(capacity=10))
     assert await case.storage.options(SESSION) == TypeRules(capacity=10)
     await case.storage.set_options(SESSION, None)

@@ -269,16 +269,47 @@ async def test_retention_keeps_the_newest_change(case: StorageCase) -> None:
     await case.put(session("a"), session("b"))
     await case.age(100)
     await case.put(session("c"))
-    assert await case.storage.prune(50_000_000) == 2
+    assert await case.storage.prune(50_000_000, 1 << 40) == 2
     position = await case.storage.position()
     assert (position.pruned, position.earliest, position.latest) == (2, 3, 3)
     assert [record.version for record in await case.changes(2)] == [3]
     await case.age(1000)
-    assert await case.storage.prune(50_000_000) == 0
+    assert await case.storage.prune(50_000_000, 1 << 40) == 0
     assert await case.storage.position() == position
     await case.put(session("d"))
-    assert await case.storage.prune(50_000_000) == 1
+    assert await case.storage.prune(50_000_000, 1 << 40) == 1
     assert (await case.storage.position()).earliest == 4
+
+
+async def test_retention_is_bounded_in_bytes_too(case: StorageCase) -> None:
+    """The last so many bytes stay; what a change takes is its payload and a little more."""
+    for number in range(20):
+        await case.put(incoming("t", f"{number}", User(name="x" * 10_000)))
+    day_us = 24 * 3600 * 1_000_000
+    assert await case.storage.prune(day_us, 1 << 40) == 0
+    assert await case.storage.prune(day_us, 55_000) == 14
+    position = await case.storage.position()
+    assert (position.pruned, position.latest) == (14, 20)
+    assert [record.version for record in await case.changes(14)] == [15, 16, 17, 18, 19, 20]
+    # However small the limit is, the newest one stays.
+    assert await case.storage.prune(day_us, 0) == 5
+    assert (await case.storage.position()).earliest == 20
+    assert len((await case.storage.head("t", None, limit=100)).records) == 20
+
+
+async def test_a_page_says_what_it_follows(case: StorageCase) -> None:
+    (first,) = await case.put(session("a"))
+    await case.age(100)
+    (second,) = await case.put(session("b"))
+    position = await case.storage.position()
+    assert position.stamp == second.modified_at_us
+    page = await case.storage.changes(1, limit=10)
+    assert page.before == (await case.storage.changes(0, limit=10)).changes[0].modified_at_us
+    assert (await case.storage.changes(0, limit=10)).before == 0
+    assert (await case.storage.changes(2, limit=10)).before == second.modified_at_us
+    assert first.modified_at_us != second.modified_at_us
+    await case.storage.clear()
+    assert (await case.storage.position()).stamp == 0
 
 
 async def test_clear_begins_another_history(case: StorageCase) -> None:

@@ -96,6 +96,6 @@ async def test_a_process_with_a_databroker_uses_its_own(tmp_path):
 async def test_every_address_family_is_used_unless_one_is_chosen(tmp_path):
     unset = made("http://a.example")
     context = context_of(unset, tmp_path)
-    assert databroker_target(context, unset).lookup_family == ""
+    assert databroker_target(context, unset).resolution.lookup_family == ""
     chosen = made("http://a.example", dns_lookup_family="V6_ONLY")
-    assert databroker_target(context, chosen).lookup_family == "V6_ONLY"
+    assert databroker_target(context, chosen).resolution.lookup_family == "V6_ONLY"

@@ -7,6 +7,7 @@ import base64
 import gzip
 import hmac
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import quote_plus
 
@@ -221,6 +222,27 @@ async def test_rotated_keys_are_fetched_and_unknown_ones_not_again_and_again(
     idp.header_changes = {}
     clock.monotonic += 11
     assert (await refused(client)).fields["check"] == "token-key"
+
+
+@pytest.mark.parametrize("name", [None, "key-1"], ids=["unnamed", "of-the-same-name"])
+async def test_a_key_that_changed_without_a_new_name_is_fetched(
+    idp: HostileProvider, http: httpx.AsyncClient, name: str | None
+) -> None:
+    clock = FakeClock(SystemClock().now_s())
+    client = make_provider(provider_settings(idp.issuer), http, clock, SystemRng())
+    idp.private, public = key_pair("ES256", name)
+    idp.header_changes, idp.published = {"kid": name}, [public]
+    assert (await sign_in(client)).user_id == "user-1"
+    idp.private, public = key_pair("ES256", name)
+    idp.published = [public]
+    clock.monotonic += 11
+    assert (await sign_in(client)).user_id == "user-1"
+    assert idp.count("/jwks") == 2
+    # Of others' tokens the provider hears no more often than that.
+    idp.private, _ = key_pair("ES256", name)
+    for _ in range(5):
+        assert (await refused(client)).fields["check"] == "token-signature"
+    assert idp.count("/jwks") == 2
 
 
 async def test_a_token_without_kid_is_tried_with_every_fitting_key(
@@ -443,7 +465,7 @@ async def test_a_stalling_provider_is_given_up(
     idp.answers["/token"] = Reply(drip=True)
     transport = ProviderTransport(http, timeout_s=0.2)
     with pytest.raises(IdentityProviderError, match=r"0\.2 s"):
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(20):
             await transport.get(f"{idp.issuer}/token")
 
 
@@ -459,3 +481,59 @@ async def test_cookies_of_one_login_do_not_reach_the_next(
     await sign_in(client)
     assert [one for one in idp.asked if "cookie" in one.headers] == []
     assert len(http.cookies.jar) == 0
+
+
+@pytest.mark.parametrize("path", [DISCOVERY, "/jwks", "/userinfo"])
+async def test_a_question_cut_short_is_asked_once_more(
+    client: Provider, idp: HostileProvider, http: httpx.AsyncClient, path: str
+) -> None:
+    """A connection that was kept may end just as it is used."""
+
+    def cut_once(_asked: Asked) -> Reply:
+        del idp.answers[path]
+        return Reply(cut=True)
+
+    idp.answers[path] = cut_once
+    assert (await sign_in(client)).user_id == "user-1"
+    assert idp.count(path) == 2
+    idp.answers[path] = Reply(cut=True)
+    other = make_provider(provider_settings(idp.issuer), http, SystemClock(), SystemRng())
+    assert (await failed(other)).reason == UNAVAILABLE
+    assert idp.count(path) == 4
+
+
+async def test_a_code_is_never_sent_twice(client: Provider, idp: HostileProvider) -> None:
+    """It may have been redeemed; a second try could make the provider revoke what it gave."""
+    idp.answers["/token"] = Reply(cut=True)
+    assert (await failed(client)).reason == UNAVAILABLE
+    with pytest.raises(IdentityProviderError):
+        await client.refresh("refresh-token", subject="user-1")
+    assert idp.count("/token") == 2
+
+
+@pytest.mark.parametrize("path", ["/token", "/userinfo", "/jwks", "/revoke"])
+async def test_r60_no_answer_leads_the_client_anywhere(
+    client: Provider, idp: HostileProvider, path: str
+) -> None:
+    """A provider that is taken over must not make us ask inside our own network."""
+    for status in (301, 302, 303, 307, 308):
+        idp.answers[path] = Reply(status, b"", {"Location": f"{idp.issuer}/inside"})
+        asks: dict[str, Callable[[], Awaitable[object]]] = {
+            "/revoke": lambda: client.revoke(access_token="a", refresh_token="r")
+        }
+        with pytest.raises(IdentityProviderError):
+            await asks.get(path, lambda: sign_in(client))()
+    assert idp.count("/inside") == 0
+
+
+async def test_a_clock_that_is_wrong_is_named_as_what_it_is(
+    idp: HostileProvider, http: httpx.AsyncClient
+) -> None:
+    for offset_s, says in ((-301.0, "iat is in the future"), (331.0, "is expired")):
+        clock = FakeClock(SystemClock().now_s() + offset_s)
+        client = make_provider(provider_settings(idp.issuer), http, clock, SystemRng())
+        assert says in str(await refused(client))
+    for offset_s in (-290.0, 325.0):
+        clock = FakeClock(SystemClock().now_s() + offset_s)
+        client = make_provider(provider_settings(idp.issuer), http, clock, SystemRng())
+        assert (await sign_in(client)).user_id == "user-1"

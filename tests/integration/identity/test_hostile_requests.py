@@ -214,18 +214,11 @@ async def test_configured_parameters_never_replace_the_protocols_own(
         assert query == expected
 
 
-async def test_metadata_is_offered(client: Provider, idp: HostileProvider) -> None:
-    metadata = await client.metadata()
-    assert metadata.issuer == idp.issuer
-    assert metadata.supports_s256
-    assert metadata.id_token_algorithms == ("RS256", "ES256")
-
-
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"type": "nonsense"}, "unknown"),
-        ({"type": "github"}, "not available yet"),
+        ({"type": "github", "url": "ghe.example.com"}, "absolute"),
         ({"url": ""}, "idp_provider_url"),
         ({"url": "idp.example.com"}, "absolute"),
     ],

@@ -101,6 +101,7 @@ async def test_sign_in(provider: Provider, http: httpx.AsyncClient, issuer: str)
     assert "nonce" not in identity.user_claims
     assert identity.user_claims["sub"] == ["alice"]
     now = SystemClock().now_s()
+    assert identity.id_token is not None
     assert identity.id_token.issuer == issuer
     assert identity.id_token.subject == "alice"
     assert identity.id_token.expires_at_s == pytest.approx(now + 3600, abs=30)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.support.envoy import Authorize, allow, authorize_server, eventually, proxy
+from tests.support.ports import free_ports
 from tests.support.raw_http import http1
-from tests.support.stack import free_ports
 from tests.support.upstream import EchoUpstream
 
 pytestmark = pytest.mark.e2e
@@ -72,6 +72,18 @@ async def test_losing_a_replica_costs_no_request(upstream: EchoUpstream):
             await stack.aclose()
             for _ in range(20):
                 assert (await http1(running.port)).status == 200
+
+
+async def test_a_sign_in_service_that_left_is_passed_over(upstream: EchoUpstream):
+    (dead,) = free_ports(1)
+    async with authorize_server(Authorize(), "127.0.0.1:0") as port:
+        settings = config(upstream, port)
+        settings["authenticate_service_url"] = "http://app.example.com"
+        settings["routes"][0]["to"] = [upstream.url, f"http://127.0.0.1:{dead}"]
+        async with proxy(settings) as running:
+            assert [(await http1(running.port)).status for _ in range(10)] == [200] * 10
+            retries = await running.admin.stats(r"^cluster\.route-.*\.upstream_rq_retry$")
+            assert sum(retries.values()) > 0
 
 
 async def test_a_replica_that_says_unavailable_is_passed_over(upstream: EchoUpstream):

@@ -89,8 +89,8 @@ async def test_routes_are_added_changed_and_removed(upstream: EchoUpstream):
             assert (await http1(running.port, host="new.example.com")).status == 404
             assert len(other.requests) == 2
             names = await running.admin.stats(r"^cluster_manager\.active_clusters$")
-            # control plane (gRPC, HTTP), authorize, authenticate, and the one upstream
-            assert names == {"cluster_manager.active_clusters": 5}
+            # control plane (gRPC, HTTP), authorize, authenticate, stream guard, the one upstream
+            assert names == {"cluster_manager.active_clusters": 6}
 
 
 def with_routes(snapshot: Snapshot, change: Any) -> Snapshot:

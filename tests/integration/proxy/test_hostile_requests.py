@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 
 from tests.support.envoy import Proxy, allow, deny, proxy, resolved
-from tests.support.raw_http import Answer, exchange, http1, http2, parse, request_headers
+from tests.support.raw_http import (
+    Answer,
+    exchange,
+    guarded_upstream,
+    http1,
+    http2,
+    parse,
+    request_headers,
+)
 from tests.support.upstream import EchoUpstream
 
 pytestmark = pytest.mark.e2e
@@ -22,7 +30,7 @@ HOST = "app.example.com"
 
 @pytest.fixture
 def upstream() -> Iterator[EchoUpstream]:
-    with EchoUpstream().running() as running:
+    with guarded_upstream() as running:
         yield running
 
 
@@ -102,12 +110,12 @@ async def test_r02_double_slashes_are_merged_before_policy(upstream: EchoUpstrea
             assert (request.path, request.host) == (merged, HOST)
 
 
-@pytest.mark.parametrize("path", ["/a%2Fb", "/a%2fb", "/a%5Cb", "/a%5cb"])
-async def test_r03_escaped_slashes_are_refused(upstream: EchoUpstream, path: str):
+async def test_r03_escaped_slashes_are_refused(upstream: EchoUpstream):
     async with serving(upstream) as running:
-        answer = await http1(running.port, path)
-        assert answer.status == 400
-        assert answer.headers["content-type"].startswith("text/html")
+        for path in ("/a%2Fb", "/a%2fb", "/a%5Cb", "/a%5cb"):
+            answer = await http1(running.port, path)
+            assert answer.status == 400, path
+            assert answer.headers["content-type"].startswith("text/html"), path
         assert upstream.requests == []
 
 

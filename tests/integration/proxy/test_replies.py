@@ -134,7 +134,7 @@ async def test_the_access_log_tells_who_and_where(upstream: EchoUpstream):
     fields = ["authority", "method", "path", "query", "headers.X-Team", "cluster-stat-name", "size"]
     named = route(upstream.url, name="my app")
     async with proxy({"routes": [named]}, access_log_fields=fields) as running:
-        facts = {"session-id": "s1", "user": "u1", "route-id": "r1"}
+        facts = {"session-id": "s1", "user": "u1"}
         running.authorize.decide = lambda _: allow(metadata=facts)
         await http1(running.port, "/ping")
         await http1(
@@ -154,6 +154,7 @@ async def test_the_access_log_tells_who_and_where(upstream: EchoUpstream):
             "headers": {"X-Team": "blue"},
             "cluster-stat-name": "my app",
             **facts,
+            "route-id": str(running.settings({"routes": [named]}).routes[0].id),
             "remembered": None,
         }
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import ssl
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pytest
 
 from gatehouse.common.config.model import DownstreamMTLS, MTLSEnforcement
 from gatehouse.common.config.resolved import ResolvedSettings
+from gatehouse.proxy.edge import envoy_process
 from tests.support.envoy import Proxy, eventually, proxy
 from tests.support.tls import Authority
 from tests.support.upstream import EchoUpstream
@@ -68,6 +69,11 @@ async def served(running: Proxy, authority: Authority, name: str) -> list[str]:
     )
     certificate = writer.get_extra_info("peercert")
     writer.close()
+    return names_of(certificate)
+
+
+def names_of(certificate: Mapping[str, Any]) -> list[str]:
+    """The names in a certificate as `ssl` decodes it."""
     return [value for _, value in certificate["subjectAltName"]]
 
 
@@ -96,19 +102,16 @@ async def test_http1_and_http2_over_tls(upstream: EchoUpstream, tmp_path: Path):
             assert seen["x-forwarded-proto"] == "https"
 
 
-@pytest.mark.parametrize(
-    ("codec_type", "offered"), [("http1", "http/1.1"), ("http2", "h2"), ("auto", "h2")]
-)
-async def test_codec_type_decides_what_is_offered(
-    upstream: EchoUpstream, tmp_path: Path, codec_type: str, offered: str
-):
+async def test_codec_type_decides_what_is_offered(upstream: EchoUpstream, tmp_path: Path):
     authority = Authority(tmp_path)
-    keys = config(upstream, authority.leaf("*.example.com"), codec_type=codec_type)
-    async with proxy(keys, insecure=False) as running:
-        _, writer = await open_tls(running, authority, "a.example.com", "h2", "http/1.1")
-        chosen = writer.get_extra_info("ssl_object").selected_alpn_protocol()
-        writer.close()
-        assert chosen == offered
+    leaf = authority.leaf("*.example.com")
+    async with proxy(config(upstream, leaf, codec_type="http1"), insecure=False) as running:
+        for codec_type, offered in (("http1", "http/1.1"), ("http2", "h2"), ("auto", "h2")):
+            await running.push(config(upstream, leaf, codec_type=codec_type))
+            _, writer = await open_tls(running, authority, "a.example.com", "h2", "http/1.1")
+            chosen = writer.get_extra_info("ssl_object").selected_alpn_protocol()
+            writer.close()
+            assert chosen == offered, codec_type
 
 
 async def test_r09_names_choose_among_the_certificates_in_any_spelling(
@@ -120,13 +123,105 @@ async def test_r09_names_choose_among_the_certificates_in_any_spelling(
     async with proxy(config(upstream, a, b), insecure=False) as running:
         assert await served(running, authority, "a.example.com") == ["a.example.com"]
         assert await served(running, authority, "b.example.com") == ["b.example.com"]
-        assert await served(running, authority, "B.EXAMPLE.com")
+        assert await served(running, authority, "B.EXAMPLE.com") == ["b.example.com"]
         assert await served(running, authority, "unknown.example.com") == ["a.example.com"]
         # One TLS context for all names: a connection for one may ask for another (HTTP/2 browsers).
         reader, writer = await open_tls(running, authority, "a.example.com")
         writer.write(b"GET / HTTP/1.1\r\nHost: b.example.com\r\nConnection: close\r\n\r\n")
         assert b" 200 " in await reader.readline()
         writer.close()
+
+
+async def test_r09_a_star_is_found_in_any_spelling_and_the_exact_name_wins(
+    upstream: EchoUpstream, tmp_path: Path
+):
+    authority = Authority(tmp_path)
+    first = authority.leaf("first.example.org", stem="first")
+    star = authority.leaf("*.example.com", stem="star")
+    exact = authority.leaf("exact.example.com", stem="exact")
+    async with proxy(config(upstream, first, star, exact), insecure=False) as running:
+        for name, shown in (
+            ("any.example.com", "*.example.com"),
+            ("ANY.Example.COM", "*.example.com"),
+            ("EXACT.example.com", "exact.example.com"),
+            ("First.Example.Org", "first.example.org"),
+            ("other.example.net", "first.example.org"),
+        ):
+            assert await served(running, authority, name) == [shown], name
+
+
+async def goes_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> bool:
+    """Whether an open connection serves a request without being asked to leave."""
+    writer.write(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert b" 200 " in head
+    body = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+    await reader.readexactly(body)
+    return b"connection: close" not in head.lower()
+
+
+async def lives(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    """Whether an open connection still serves requests."""
+    try:
+        return await goes_on(reader, writer, "a.example.com")
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return False
+
+
+async def test_certificates_are_replaced_one_by_one_and_connections_for_others_live_on(
+    upstream: EchoUpstream, tmp_path: Path
+):
+    authority = Authority(tmp_path)
+    a = authority.leaf("a.example.com", stem="a")
+    b = authority.leaf("b.example.com", stem="b")
+    draining = "listener_manager.total_filter_chains_draining"
+    async with proxy(config(upstream, a, b), insecure=False) as running:
+        for_a = await open_tls(running, authority, "a.example.com")
+        for_b = await open_tls(running, authority, "b.example.com")
+        a_fresh = authority.leaf("a.example.com", "new-a.example.com", stem="a2")
+        b_fresh = authority.leaf("b.example.com", "new-b.example.com", stem="b2")
+        for leaves, name, chains in (
+            ((a, b_fresh), "b.example.com", 1),
+            ((a_fresh, b_fresh), "a.example.com", 3),  # the first one also serves other names
+        ):
+            await running.push(config(upstream, *leaves))
+            assert f"new-{name}" in await served(running, authority, name)
+            assert await running.admin.stats(rf"^{draining}$") == {draining: chains}
+            if name == "b.example.com":
+                assert await goes_on(*for_a, "a.example.com")
+        later = authority.leaf("later.example.com", stem="later")
+        fresh_b = await open_tls(running, authority, "b.example.com")
+        await running.push(config(upstream, a_fresh, b_fresh, later))
+        assert await served(running, authority, "later.example.com") == ["later.example.com"]
+        assert await running.admin.stats(rf"^{draining}$") == {draining: 3}
+        assert await goes_on(*fresh_b, "b.example.com")
+        for _, writer in (for_a, for_b, fresh_b):
+            writer.close()
+
+
+async def test_one_of_many_certificates_is_replaced_and_most_connections_live_on(
+    upstream: EchoUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """More certificates than filter chains: each name gets its own, and few share a fate."""
+    monkeypatch.setattr(envoy_process, "DRAIN_TIME_S", 1)
+    authority = Authority(tmp_path)
+    names = [f"n{number}.example.com" for number in range(40)]
+    leaves = [authority.leaf(name, stem=name) for name in names]
+    async with proxy(config(upstream, *leaves), insecure=False) as running:
+        for name in names[::7]:
+            assert await served(running, authority, name) == [name]
+        assert await served(running, authority, "other.example.com") == names[:1]
+        held = {name: await open_tls(running, authority, name) for name in names}
+        leaves[7] = authority.leaf(names[7], "new.example.com", stem="fresh")
+        await running.push(config(upstream, *leaves))
+        assert await served(running, authority, names[7]) == [names[7], "new.example.com"]
+        async with asyncio.timeout(20):
+            assert await held[names[7]][0].read() == b""  # the drain is over
+        cut = [name for name in names if not await lives(*held[name])]
+        assert names[7] in cut
+        assert len(cut) < 10
+        for _, writer in held.values():
+            writer.close()
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
@@ -250,8 +345,82 @@ async def test_client_certificates_are_shown_to_authorize_or_demanded(
         await eventually(logged)
 
 
+def in_pieces(hello: bytes, size: int) -> list[bytes]:
+    """A ClientHello in TLS records of at most `size` bytes each (RFC 8446, section 5.1)."""
+    kind, body = hello[:3], hello[5 : 5 + int.from_bytes(hello[3:5])]
+    parts = [body[start : start + size] for start in range(0, len(body), size)]
+    return [kind + len(part).to_bytes(2) + part for part in parts]
+
+
+async def over_pieces(
+    running: Proxy, context: ssl.SSLContext, name: str, size: int
+) -> tuple[bytes, list[str]]:
+    """The answer to a request after a fragmented ClientHello, and the names of the certificate.
+
+    No answer is empty.
+    """
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname=name)
+    hello_sent, request_sent, answer = False, False, b""
+    names: list[str] = []
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                if not request_sent:
+                    tls.do_handshake()
+                    names = names_of(tls.getpeercert() or {})
+                    tls.write(f"GET / HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
+                    request_sent = True
+                answer += tls.read(65536)
+                break
+            except ssl.SSLWantReadError:
+                pass
+            except ssl.SSLError:
+                break
+            data = outgoing.read()
+            for part in [data] if hello_sent else in_pieces(data, size):
+                writer.write(part)
+                await writer.drain()
+            hello_sent = True
+            received = await reader.read(65536)
+            if not received:
+                break
+            incoming.write(received)
+    writer.close()
+    return answer, names
+
+
+async def test_r57_a_fragmented_hello_gets_around_no_client_certificate(
+    upstream: EchoUpstream, tmp_path: Path
+):
+    authority, clients = Authority(tmp_path / "server"), Authority(tmp_path / "clients")
+    mine = clients.leaf("me")
+    a = authority.leaf("a.example.com", stem="a")
+    b = authority.leaf("b.example.com", stem="b")
+    anonymous, known = context_of(authority), context_of(authority)
+    known.load_cert_chain(mine.certificate, mine.key)
+    keys = config(upstream, a, b)
+    async with proxy(keys, insecure=False) as running:
+        await running.push(
+            with_client_authority(running, keys, clients, MTLSEnforcement.REJECT_CONNECTION)
+        )
+        for name in ("a.example.com", "b.example.com"):
+            for size in (7, 100):
+                answer, names = await over_pieces(running, known, name, size)
+                assert answer.startswith(b"HTTP/1.1 200 ")
+                assert names == [name]
+        before, asked = upstream.received, len(running.authorize.requests)
+        for name in ("a.example.com", "b.example.com"):
+            for size in (7, 100):
+                answer, _ = await over_pieces(running, anonymous, name, size)
+                assert answer == b""
+        assert upstream.received == before
+        assert len(running.authorize.requests) == asked
+
+
 async def test_the_redirect_listener_drops_the_port(upstream: EchoUpstream, tmp_path: Path):
-    from tests.support.stack import free_ports  # noqa: PLC0415
+    from tests.support.ports import free_ports  # noqa: PLC0415
 
     authority = Authority(tmp_path)
     (port,) = free_ports(1)

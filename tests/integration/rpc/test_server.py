@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 import pytest
 from google.protobuf.empty_pb2 import Empty
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -22,7 +23,7 @@ from gatehouse.common.errors import FailedPreconditionError
 from gatehouse.common.rpc.credentials import ServiceCredentials
 from gatehouse.common.rpc.server import RECEIVE_LIMIT, GrpcServer
 from gatehouse.common.runtime.health import HealthRegistry
-from gatehouse.pb import databroker_pb2
+from gatehouse.pb import access_times_pb2, authorize_pb2, databroker_pb2
 from tests.support.rpc import SECRET, Replica, broker_stub, replica, start_replica, until
 
 Status = health_pb2.HealthCheckResponse.ServingStatus
@@ -93,6 +94,27 @@ async def test_r39_calls_without_or_with_a_bad_token(bare: grpc.aio.Channel) -> 
     assert (await failure(stub.ServerInfo(Empty(), metadata=other, timeout=5)))[2] == (
         "wrong-audience"
     )
+
+
+OURS = (
+    (databroker_pb2.DESCRIPTOR, "authorize"),
+    (access_times_pb2.DESCRIPTOR, "authorize"),
+    (authorize_pb2.DESCRIPTOR, "databroker"),
+)
+
+
+async def test_r39_a_token_for_one_service_is_none_for_another(bare: grpc.aio.Channel) -> None:
+    """Who is called, and keeps the caller's token, cannot use it elsewhere in the caller's name."""
+    for file, wrong in OURS:
+        for service in file.services_by_name.values():
+            for method in service.methods:
+                path = f"/{service.full_name}/{method.name}"
+                token = credentials("operator").metadata(wrong)
+                # The guard comes before anything looks at the kind of call.
+                single: Any = bare.unary_unary(path)
+                code, _, why = await failure(single(b"", metadata=token, timeout=5))
+                assert code is grpc.StatusCode.UNAUTHENTICATED, path
+                assert why == "wrong-audience", path
 
 
 async def test_streams_are_refused_too_and_the_handler_never_runs(
@@ -289,6 +311,7 @@ async def test_reflection_needs_the_token_and_lists_what_is_served(
         "databroker.DataBrokerService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
+        "health.HealthNotifier",
     ]
 
 
@@ -391,3 +414,20 @@ async def test_a_client_that_leaves_ends_its_stream(one: Replica, bare: grpc.aio
 
 async def _awaited(call: Any) -> Any:
     return await call
+
+
+@pytest.mark.parametrize(
+    ("error", "is_told"),
+    [
+        (cygrpc.ExecuteBatchError("a message could not be sent"), False),
+        (asyncio.CancelledError(), False),
+        (RuntimeError("anything else"), True),
+    ],
+)
+async def test_callers_that_go_away_are_no_news(
+    one: Replica, caplog: pytest.LogCaptureFixture, error: BaseException, is_told: bool
+) -> None:
+    """gRPC itself logs them as errors, with a traceback."""
+    del one  # a server of ours has been made
+    cygrpc._LOGGER.error("raised by servicer method", exc_info=error)
+    assert bool(caplog.records) == is_told

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import ssl
 import stat
 import warnings
@@ -25,7 +26,7 @@ from starlette.routing import Route
 
 from gatehouse.common.config.resolved import CertificatePair, ListenAddress
 from gatehouse.common.errors import InvalidArgumentError
-from gatehouse.common.runtime.http_server import serve_http
+from gatehouse.common.runtime.http_server import ServerTls, serve_http, server_config
 from tests.support.pki import Authority
 
 LOOPBACK = ListenAddress("127.0.0.1", 0)
@@ -359,7 +360,7 @@ async def test_tls_picks_the_certificate_by_name_and_leaves_no_key_behind(tmp_pa
         authority.issue("two.test"),
         authority.issue("*.wild.test"),
     )
-    async with serving(certificates=pairs, key_dir=tmp_path) as one:
+    async with serving(tls=ServerTls(pairs, tmp_path)) as one:
         assert await peer_names(one.port, authority, "one.test") == {"one.test", "fallback.test"}
         assert await peer_names(one.port, authority, "two.test") == {"two.test"}
         assert await peer_names(one.port, authority, "A.wild.test") == {"*.wild.test"}
@@ -372,9 +373,38 @@ async def test_tls_picks_the_certificate_by_name_and_leaves_no_key_behind(tmp_pa
         assert files_in(tmp_path) == []
 
 
+async def test_replaced_certificates_are_shown_while_connections_go_on(tmp_path: Path) -> None:
+    """Listening anew for them refused whoever connected meanwhile."""
+    authority = Authority()
+    tls = ServerTls((authority.issue("one.test"), authority.issue("two.test")), tmp_path)
+    async with serving(tls=tls) as one:
+        context = client_context(authority)
+        old = await asyncio.open_connection(
+            "127.0.0.1", one.port, ssl=context, server_hostname="one.test"
+        )
+        replace = tls.prepare((authority.issue("one.test", "three.test"),))
+        assert await peer_names(one.port, authority, "one.test") == {"one.test"}
+        replace()
+        for name in ("one.test", "three.test"):
+            assert await peer_names(one.port, authority, name) == {"one.test", "three.test"}
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await peer_names(one.port, authority, "two.test")
+        context.check_hostname = False  # without a name nothing is said about which is wanted
+        _, nameless = await asyncio.open_connection(
+            "127.0.0.1", one.port, ssl=context, server_hostname=""
+        )
+        shown = nameless.get_extra_info("peercert")["subjectAltName"]
+        assert {value for _, value in shown} == {"one.test", "three.test"}
+        old[1].write(b"GET / HTTP/1.1\r\nhost: one.test\r\n\r\n")
+        assert (await old[0].readline()).startswith(b"HTTP/1.1 200")
+        for writer in (old[1], nameless):
+            writer.close()
+        assert files_in(tmp_path) == []
+
+
 async def test_http2_over_tls(tmp_path: Path) -> None:
     authority = Authority()
-    async with serving(certificates=(authority.issue("one.test"),), key_dir=tmp_path) as one:
+    async with serving(tls=ServerTls((authority.issue("one.test"),), tmp_path)) as one:
         assert await get_h2(one.port, authority) == {
             "server": ["127.0.0.1", one.port],
             "http_version": "2",
@@ -382,10 +412,46 @@ async def test_http2_over_tls(tmp_path: Path) -> None:
         }
 
 
+async def test_a_connection_lasts_for_as_many_requests_as_come(tmp_path: Path) -> None:
+    """The library's own limit of 1,000 ended HTTP/2 connections with requests under way."""
+    authority = Authority()
+    async with serving(tls=ServerTls((authority.issue("one.test"),), tmp_path)) as one:
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", one.port, ssl=client_context(authority, "h2"), server_hostname="one.test"
+        )
+        connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+        connection.initiate_connection()
+        headers = [(":method", "GET"), (":path", "/"), (":scheme", "https")]
+        headers.append((":authority", "one.test"))
+        waiting = iter(range(1, 2 * 1_010, 2))
+        ended, open_streams = 0, 0
+        while ended < 1_010:
+            while open_streams < 20 and (stream := next(waiting, None)) is not None:
+                connection.send_headers(stream, headers, end_stream=True)
+                open_streams += 1
+            writer.write(connection.data_to_send())
+            for event in connection.receive_data(await reader.read(65536)):
+                assert not isinstance(event, h2.events.ConnectionTerminated | h2.events.StreamReset)
+                if isinstance(event, h2.events.DataReceived):
+                    connection.acknowledge_received_data(
+                        event.flow_controlled_length, event.stream_id
+                    )
+                if isinstance(event, h2.events.StreamEnded):
+                    ended, open_streams = ended + 1, open_streams - 1
+        writer.close()
+
+
+@pytest.mark.parametrize("on_unix_socket", [True, False])
+def test_nothing_stops_reading_from_a_connection_that_stays_open(*, on_unix_socket: bool) -> None:
+    """Hypercorn's read timeout does: what came on the connection after it hung until it failed."""
+    with socket.socket(socket.AF_UNIX if on_unix_socket else socket.AF_INET) as listener:
+        assert server_config(listener, None, 5.0).read_timeout is None
+
+
 async def test_http2_can_be_left_out(tmp_path: Path) -> None:
     authority = Authority()
     pairs = (authority.issue("one.test"),)
-    async with serving(certificates=pairs, key_dir=tmp_path, http2=False) as one:
+    async with serving(tls=ServerTls(pairs, tmp_path, http2=False)) as one:
         _, writer = await asyncio.open_connection(
             "127.0.0.1",
             one.port,
@@ -429,7 +495,7 @@ async def test_old_tls_is_refused(tmp_path: Path) -> None:
         context.minimum_version = ssl.TLSVersion.TLSv1
         context.maximum_version = ssl.TLSVersion.TLSv1_1
     context.set_ciphers("ALL:@SECLEVEL=0")
-    async with serving(certificates=(authority.issue("one.test"),), key_dir=tmp_path) as one:
+    async with serving(tls=ServerTls((authority.issue("one.test"),), tmp_path)) as one:
         with pytest.raises((ssl.SSLError, ConnectionError)):
             await asyncio.open_connection(
                 "127.0.0.1", one.port, ssl=context, server_hostname="one.test"
@@ -437,7 +503,7 @@ async def test_old_tls_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", ["key", "certificate", "mismatch"])
-async def test_certificates_that_do_not_load(tmp_path: Path, broken: str) -> None:
+def test_certificates_that_do_not_load(tmp_path: Path, broken: str) -> None:
     authority = Authority()
     good, other = authority.issue("one.test"), authority.issue("two.test")
     pair = {
@@ -446,12 +512,6 @@ async def test_certificates_that_do_not_load(tmp_path: Path, broken: str) -> Non
         "mismatch": CertificatePair(good.certificate_pem, other.key_pem, "certificates[0]"),
     }[broken]
     with pytest.raises(InvalidArgumentError, match=r"certificates\[0\]") as caught:
-        await serve_http(
-            Application().app,
-            stop=asyncio.Event(),
-            address=LOOPBACK,
-            certificates=(pair,),
-            key_dir=tmp_path,
-        )
+        ServerTls((pair,), tmp_path)
     assert "hunter2" not in str(caught.value)
     assert files_in(tmp_path) == []

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
+import time
 from pathlib import Path
 
+import grpc
+import httpx
 import pytest
+import yaml
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gatehouse.common.runtime.process import run_directory
-from tests.support.stack import free_ports
+from tests.support.ports import free_ports
 
 PROGRAM = """
 import asyncio, os, sys
@@ -74,7 +81,7 @@ def start(tmp_path: Path, behaviours: dict[str, str], **environ: str) -> subproc
     config = tmp_path / "config.yaml"
     config.write_text(
         f"grpc_address: 127.0.0.1:{grpc_port}\nhealth_check_addr: 127.0.0.1:{health_port}\n"
-        "shutdown_grace: 3s\n"
+        "shutdown_grace: 3s\nshutdown_delay: 0s\n"
     )
     program = textwrap.dedent(PROGRAM).format(behaviours=behaviours, check=CHECKS)
     return subprocess.Popen(
@@ -94,6 +101,17 @@ def lines_until(process: subprocess.Popen[str], last: str) -> list[str]:
         if lines[-1] == last:
             return lines
     raise AssertionError(f"{last!r} did not come: {lines} {process.communicate(timeout=10)[1]}")
+
+
+def wait_status(url: str, wanted: int) -> None:
+    """Until the probe, which starts beside the services, answers so."""
+    deadline = time.monotonic() + 10
+    while True:
+        with contextlib.suppress(httpx.ConnectError):
+            if httpx.get(url, trust_env=False).status_code == wanted:
+                return
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, list[str], str]:
@@ -154,6 +172,26 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     assert finish(process)[0] == 1
 
 
+def test_a_stopping_process_is_not_ready_and_serves_until_callers_have_seen_it(
+    tmp_path: Path,
+) -> None:
+    process = start(tmp_path, {}, SHUTDOWN_GRACE="60s", SHUTDOWN_DELAY="30s")
+    lines_until(process, "running proxy")
+    settings = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    wait_status(f"http://{settings['health_check_addr']}/healthz", 200)
+    process.send_signal(signal.SIGTERM)
+    lines_until(process, "drained proxy")
+    wait_status(f"http://{settings['health_check_addr']}/readyz", 503)
+    with grpc.insecure_channel(settings["grpc_address"]) as channel:
+        answer = health_pb2_grpc.HealthStub(channel).Check(
+            health_pb2.HealthCheckRequest(service="pomerium-authorize"), timeout=10
+        )
+    assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+    process.send_signal(signal.SIGTERM)
+    status, ended, _ = finish(process)
+    assert (status, ended) == (1, [])  # nothing had been stopped yet
+
+
 def test_services_are_picked_by_the_settings(tmp_path: Path) -> None:
     process = start(
         tmp_path,
@@ -169,7 +207,9 @@ def test_services_are_picked_by_the_settings(tmp_path: Path) -> None:
     assert finish(process)[0] == 0
 
 
-@pytest.mark.parametrize("change", ["insecure_server: true", "grpc_insecure: false"])
+@pytest.mark.parametrize(
+    "change", ["insecure_server: true", "grpc_insecure: false", "authorize_workers: 2"]
+)
 def test_what_only_a_restart_can_change_is_refused_and_named(tmp_path: Path, change: str) -> None:
     process = start(tmp_path, {})
     lines_until(process, "running proxy")
@@ -197,10 +237,11 @@ def test_a_taken_grpc_address_is_named(tmp_path: Path) -> None:
 
 
 def test_run_directory_is_private_short_and_removed(tmp_path: Path) -> None:
-    with run_directory({"POMERIUM_SOCKET_DIRECTORY": str(tmp_path)}) as path:
-        assert path.parent == tmp_path or len(str(tmp_path)) > 60
-        assert path.stat().st_mode & 0o777 == 0o700
-    assert not path.exists()
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        with run_directory({"POMERIUM_SOCKET_DIRECTORY": short}) as path:
+            assert path.parent == Path(short)
+            assert path.stat().st_mode & 0o777 == 0o700
+        assert not path.exists()
     long = tmp_path / ("x" * 90)
     long.mkdir()
     with run_directory({"POMERIUM_SOCKET_DIRECTORY": str(long)}) as path:

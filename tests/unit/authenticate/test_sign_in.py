@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from gatehouse.authenticate.core import sign_in
-from gatehouse.authenticate.core.state import ROUND_TRIP_LIMIT_S, SignInRequest
+from gatehouse.authenticate.core.state import SignInRequest
 from gatehouse.authenticate.core.view import view_of
 from gatehouse.common.jose.aead import open_sealed
 from gatehouse.common.jose.signed_url import verify_url
@@ -284,15 +284,21 @@ def test_r32_without_the_verifier_cookie_nothing_is_exchanged():
 
 def test_a_sign_in_may_take_15_minutes_and_no_longer():
     departure = departed()
-    assert back(departure, now_s=NOW + ROUND_TRIP_LIMIT_S)
-    error = refusal(back, departure, now_s=NOW + ROUND_TRIP_LIMIT_S + 1)
+    assert back(departure, now_s=NOW + 900.0)
+    error = refusal(back, departure, now_s=NOW + 900.0 + 1)
     assert (error.status, error.reason) == (400, "state-expired")
     assert [link.href for link in error.links] == [f"https://{APP}/page?x=1"]
 
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [("access_denied", 401), ("unauthorized_client", 401), ("server_error", 400), ("<x>", 400)],
+    [
+        ("access_denied", 401),
+        ("unauthorized_client", 401),
+        ("user_cancelled_authorize", 401),
+        ("server_error", 400),
+        ("<x>", 400),
+    ],
 )
 def test_the_providers_own_refusal_is_passed_on(error, status):
     departure = departed()
@@ -372,6 +378,15 @@ def test_the_own_cookie_is_for_authenticate_only():
     assert handle.issued_at == int(NOW)
     assert {"Path=/", "Secure", "HttpOnly"} <= set(attributes)
     assert len(value) < 1000
+
+
+def test_the_hosts_of_a_chain_are_named_where_a_cookie_counts_on_its_hosts_alone():
+    hosts = "wiki.example.com,Db.example.com:8443"
+    request = SignInRequest(f"https://{APP}/", "", additional_hosts=hosts)
+    for counts, further in ((False, ()), (True, ("wiki.example.com", "db.example.com:8443"))):
+        view = view_of(settings(cookie_audience=counts))
+        named = sign_in.audience(view, request)
+        assert named == ("authenticate.example.com", APP, *further)
 
 
 def test_a_port_is_kept():

@@ -71,7 +71,7 @@ def test_r49_nonsense_does_not_open(text):
     for read in (
         lambda: flow.open_state(text, keys=(KEY,)),
         lambda: flow.open_csrf(text, name="n", keys=(KEY,), now_s=NOW),
-        lambda: flow.open_pkce(text, name="n", keys=(KEY,), now_s=NOW),
+        lambda: flow.open_pkce(text, name="n", keys=(KEY,), now_s=NOW, limit_s=900.0),
     ):
         with pytest.raises(InvalidTokenError):
             read()
@@ -89,7 +89,7 @@ def test_a_truncated_or_huge_state_does_not_open():
     [(0, True), (15 * 60, True), (15 * 60 + 1, False), (-60, True), (-61, False)],
 )
 def test_a_round_trip_may_take_15_minutes(age_s, current):
-    assert flow.open_state(sealed(), keys=(KEY,)).is_current(NOW + age_s) is current
+    assert flow.open_state(sealed(), keys=(KEY,)).is_current(NOW + age_s, 900.0) is current
 
 
 def test_one_kind_of_sealed_value_is_not_another():
@@ -101,9 +101,9 @@ def test_one_kind_of_sealed_value_is_not_another():
     with pytest.raises(InvalidTokenError):
         flow.open_csrf(pkce, name="csrf", keys=(KEY,), now_s=NOW)
     with pytest.raises(InvalidTokenError):
-        flow.open_pkce(csrf, name="pkce", keys=(KEY,), now_s=NOW)
+        flow.open_pkce(csrf, name="pkce", keys=(KEY,), now_s=NOW, limit_s=900.0)
     with pytest.raises(InvalidTokenError):  # the cookie of another sign-in
-        flow.open_pkce(pkce, name="pkce2", keys=(KEY,), now_s=NOW)
+        flow.open_pkce(pkce, name="pkce2", keys=(KEY,), now_s=NOW, limit_s=900.0)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +128,14 @@ def test_r32_the_challenge_is_s256_of_a_fresh_verifier():
     assert first.nonce not in {first.verifier, first.challenge}
 
 
+def test_r32_without_a_challenge_the_verifier_makes_the_nonce_and_is_never_shown():
+    pkce = flow.new_pkce(SeededRng(), is_on=False)
+    assert (pkce.challenge, pkce.proof) == (None, None)
+    assert pkce.nonce == flow.new_pkce(SeededRng()).nonce
+    value = flow.seal_pkce(pkce, name="n", key=KEY, now_s=NOW, rng=SeededRng())
+    assert flow.open_pkce(value, name="n", keys=(KEY,), now_s=NOW, limit_s=900.0) == pkce
+
+
 def test_r33_each_state_has_its_own_pkce_cookie():
     assert flow.pkce_cookie_name("_pomerium", "one") != flow.pkce_cookie_name("_pomerium", "two")
     assert flow.pkce_cookie_name("_pomerium", "one").startswith("_pomerium_pkce_")
@@ -140,4 +148,4 @@ def test_an_old_pkce_cookie_does_not_open(age_s):
         flow.new_pkce(SeededRng()), name="n", key=KEY, now_s=NOW, rng=SeededRng()
     )
     with pytest.raises(InvalidTokenError):
-        flow.open_pkce(value, name="n", keys=(KEY,), now_s=NOW + age_s)
+        flow.open_pkce(value, name="n", keys=(KEY,), now_s=NOW + age_s, limit_s=900.0)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import itertools
 import json
+from collections.abc import Sequence
 
 import pytest
 
-from gatehouse.authorize.core.check_request import read_check_request
+from gatehouse.authorize.core.check_request import MCPRequest, read_check_request
 from gatehouse.authorize.core.evaluator import Evaluation, Verdict
 from gatehouse.authorize.edge.authorize_log import AuthorizeLog, Line
 from gatehouse.common.config.model import AUTHORIZE_LOG_FIELDS
@@ -20,13 +23,19 @@ EVALUATION = Evaluation(
 )
 
 
-def line(who: str = "s1", **request) -> Line:
+def line(who: str = "s1", mcp: MCPRequest | None = None, **request) -> Line:
     facts = read_check_request(check_request(**request), NOW_S)
+    facts.mcp = mcp
     return Line(facts, example_identity(who), None, EVALUATION, (5, 6), NOW_S)
 
 
+def authorize_log(fields: Sequence[str]) -> AuthorizeLog:
+    calls = itertools.count(1)
+    return AuthorizeLog(fields, lambda: f"call-{next(calls)}")
+
+
 def test_fields_come_in_the_order_asked_for_and_the_verdict_last() -> None:
-    values = AuthorizeLog(("query", "path", "user")).values(line(path="/a?b=c"))
+    values = authorize_log(("query", "path", "user")).values(line(path="/a?b=c"))
     assert list(values.items()) == [
         ("query", "b=c"),
         ("path", "/a"),
@@ -39,10 +48,26 @@ def test_fields_come_in_the_order_asked_for_and_the_verdict_last() -> None:
 
 
 def test_the_default_adds_the_versions_of_the_data() -> None:
-    values = AuthorizeLog(AUTHORIZE_LOG_FIELDS).values(line())
+    values = authorize_log(AUTHORIZE_LOG_FIELDS).values(line())
     assert values["databroker-server-version"] == 5
     assert values["databroker-record-version"] == 6
-    assert "databroker-record-version" not in AuthorizeLog(("path",)).values(line())
+    assert "databroker-record-version" not in authorize_log(("path",)).values(line())
+
+
+def test_groups_that_were_kept_back_are_counted_where_there_are_any() -> None:
+    log = authorize_log(("removed-groups-count",))
+    assert "removed-groups-count" not in log.values(line())
+    assert log.values(dataclasses.replace(line(), removed_groups=2))["removed-groups-count"] == 2
+
+
+def test_the_call_and_the_request_it_is_about_have_ids_of_their_own() -> None:
+    log = authorize_log(("request-id", "check-request-id"))
+    ids = ("request-id", "check-request-id")
+    sent = line(headers={"x-request-id": "user-1"})
+    for call in ("call-1", "call-2"):
+        values = log.values(sent)
+        assert [values[name] for name in ids] == [call, "user-1"]
+    assert authorize_log(("request-id",)).unknown == []
 
 
 @pytest.mark.parametrize(
@@ -66,7 +91,7 @@ def test_the_default_adds_the_versions_of_the_data() -> None:
     ],
 )
 def test_fields_that_do_not_apply_are_left_out(who, present, absent) -> None:
-    values = AuthorizeLog(AUTHORIZE_LOG_FIELDS).values(line(who))
+    values = authorize_log(AUTHORIZE_LOG_FIELDS).values(line(who))
     assert present.items() <= values.items()
     assert not absent & values.keys()
 
@@ -77,17 +102,30 @@ def test_r25_credentials_never_show_in_headers() -> None:
         "authorization": "Bearer x",
         "x-pomerium-authorization": "x",
     }
-    fields = ("headers", "headers.Cookie", "headers.authorization", "headers.Accept")
-    values = AuthorizeLog(fields).values(line(headers={**secrets, "accept": "text/plain"}))
-    assert values["headers.Accept"] == "text/plain"
-    assert values["headers.Cookie"] == "[redacted]"
-    headers = values["headers"]
+    sent = line(headers={**secrets, "accept": "text/plain", "x": "y"})
+    chosen = authorize_log(("headers.Cookie", "headers.Accept", "headers.X-None")).values(sent)
+    assert chosen["headers"] == {"Cookie": "[redacted]", "Accept": "text/plain", "X-None": ""}
+    headers = authorize_log(("headers",)).values(sent)["headers"]
     assert isinstance(headers, dict)
     assert {headers[name] for name in secrets} == {"[redacted]"}
+    assert headers["x"] == "y"
+    both = authorize_log(("headers", "headers.Accept")).values(sent)["headers"]
+    assert both == {**headers, "Accept": "text/plain"}
+
+
+def test_mcp_fields_are_there_on_mcp_requests_alone() -> None:
+    log = authorize_log(("mcp-method", "mcp-tool", "mcp-tool-parameters"))
+    names = ("mcp-method", "mcp-tool", "mcp-tool-parameters")
+    assert not set(names) & log.values(line()).keys()
+    call = log.values(line(mcp=MCPRequest("tools/call", "drop")))
+    assert [call.get(name) for name in names] == ["tools/call", "drop", None]
+    listing = log.values(line(mcp=MCPRequest("tools/list")))
+    assert [listing.get(name) for name in names] == ["tools/list", None, None]
+    assert log.unknown == []
 
 
 def test_unknown_fields_are_reported_and_ignored() -> None:
-    log = AuthorizeLog(("path", "nonsense", "headers.", "body", "mcp-tool"))
+    log = authorize_log(("path", "nonsense", "headers.", "body", "mcp-tool"))
     assert log.unknown == ["nonsense", "headers."]
     assert "path" in log.values(line())
 
@@ -99,7 +137,7 @@ def test_a_line_is_one_json_object_whatever_the_client_sends() -> None:
     try:
         secret = handle_token(SECRET, "s1")
         evil = f'/x\n{{"message": "forged"}}\x1b[0m;{secret}'
-        AuthorizeLog(AUTHORIZE_LOG_FIELDS).write(line(path=evil, host='a"b\n'))
+        authorize_log(AUTHORIZE_LOG_FIELDS).write(line(path=evil, host='a"b\n'))
     finally:
         configure_logging("info")
     (text,) = stream.getvalue().splitlines()
@@ -116,7 +154,7 @@ def test_no_line_is_written_below_its_level() -> None:
     stream = io.StringIO()
     configure_logging("error", stream=stream)
     try:
-        AuthorizeLog(AUTHORIZE_LOG_FIELDS).write(line())
+        authorize_log(AUTHORIZE_LOG_FIELDS).write(line())
     finally:
         configure_logging("info")
     assert stream.getvalue() == ""

@@ -172,10 +172,9 @@ def test_a_route_speaks_before_the_global_key() -> None:
     issues: list[Issue] = []
     settings = resolved_settings(
         route(ANYONE, route_id="a" * 16),
-        route(ANYONE, index=1, route_id="b" * 16, bearer_token_format="default"),
+        route(ANYONE, route_id="b" * 16, bearer_token_format="default"),
         route(
             ANYONE,
-            index=2,
             route_id="c" * 16,
             bearer_token_format="idp_access_token",
             idp_access_token_allowed_audiences=["c"],

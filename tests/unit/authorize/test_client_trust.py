@@ -361,12 +361,12 @@ def reasons(plans: Plans, route_id: str, **facts: Any) -> frozenset[str]:
 
 
 def plans_of(enforcement: str, *, everywhere: bool, here: bool) -> Plans:
-    own = route(PUBLIC, route_id="own", index=0, from_="https://own.example.com")
+    own = route(PUBLIC, route_id="own", from_="https://own.example.com")
     if here:
         own = replace(own, tls_downstream_client_ca_pem=MIDDLE.pem.encode())
     settings = resolved_settings(
         own,
-        route(PUBLIC, route_id="other", index=1),
+        route(PUBLIC, route_id="other"),
         downstream_mtls={"enforcement": enforcement},
     )
     if everywhere:

@@ -219,7 +219,7 @@ def test_an_unknown_route_is_404() -> None:
 def test_r06_policy_is_that_of_the_route_envoy_chose() -> None:
     settings = resolved_settings(
         route(PUBLIC, route_id="aaaaaaaaaaaaaaaa", prefix="/public"),
-        route(NOBODY, index=1, route_id="bbbbbbbbbbbbbbbb", prefix="/"),
+        route(NOBODY, route_id="bbbbbbbbbbbbbbbb", prefix="/"),
     )
     one = Desk(settings)
     for path in ("/public", "/public/../secret", "/x?/public", "/public?a=1&a=2", "//public"):
@@ -230,7 +230,7 @@ def test_r06_policy_is_that_of_the_route_envoy_chose() -> None:
 def test_r06_the_provider_is_that_of_the_route_envoy_chose() -> None:
     settings = resolved_settings(
         route(U1, route_id="aaaaaaaaaaaaaaaa", idp=provider("idp-1"), prefix="/a"),
-        route(U1, index=1, route_id="bbbbbbbbbbbbbbbb", idp=provider("idp-2")),
+        route(U1, route_id="bbbbbbbbbbbbbbbb", idp=provider("idp-2")),
     )
     one = Desk(settings)
     cookie = one.cookie("s1", idp_id="idp-1")
@@ -357,13 +357,24 @@ def test_the_sign_in_is_tied_to_the_browser() -> None:
     digest = parse_qs(urlsplit(headers["location"]).query)["gatehouse_login"][0]
     pair, *attributes = headers["set-cookie"].split("; ")
     name, _, nonce = pair.partition("=")
-    assert name == f"_pomerium_login_{digest[:16]}"
+    assert name == "__Host-_pomerium_login_binding"
     assert matches(nonce, digest)
-    assert set(attributes) == {
-        *("Path=/.pomerium/callback/", "Max-Age=900", "HttpOnly", "Secure", "SameSite=Lax"),
-    }
+    assert set(attributes) == {"Path=/", "Max-Age=3600", "HttpOnly", "Secure", "SameSite=Lax"}
     assert nonce not in headers["location"]
     assert set_headers(one.check())["location"] != headers["location"]
+
+
+def test_r33_sign_ins_side_by_side_share_the_browsers_cookie_and_nothing_else() -> None:
+    one = desk()
+    pair = set_headers(one.check())["set-cookie"].partition(";")[0]
+    digests = set()
+    for _ in range(3):
+        headers = set_headers(one.check(headers={"cookie": pair}))
+        assert headers["set-cookie"].partition(";")[0] == pair
+        digest = parse_qs(urlsplit(headers["location"]).query)["gatehouse_login"][0]
+        assert matches(pair.partition("=")[2], digest)
+        digests.add(digest)
+    assert len(digests) == 3
 
 
 def test_other_hosts_and_traces_travel_along() -> None:

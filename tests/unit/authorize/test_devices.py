@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from urllib.parse import parse_qs, urlsplit
 
+import pytest
+
 from gatehouse.common.jose.signed_url import verify_url
+from gatehouse.pb.databroker_pb2 import Record
 from tests.support.check import (
     SECRET,
     Desk,
@@ -82,6 +85,37 @@ def test_a_device_record_that_is_gone_is_no_device() -> None:
     assert status_of(one.check(headers=one.cookie("d"))) == 302
 
 
+CREDENTIAL, ENROLLMENT = device_records("dc", approved_by="boss")
+MATCHERS = ("approved: true", "is: dc", "type: any")
+
+
+@pytest.mark.parametrize("matcher", MATCHERS)
+def test_r46_only_a_device_that_this_session_has_proven_counts(matcher: str) -> None:
+    """Not one of the user's other sessions, not an attempt that failed, not one taken away."""
+    policy = policy_of(f"allow: {{or: [{{device: {{{matcher}}}}}]}}")
+
+    def allowed(*records: Record, devices: dict[str, str] | None = None) -> bool:
+        world = World(session_record("s", "u1", devices=devices or {}), *records)
+        one = Desk(resolved_settings(route(policy)), world)
+        return is_allowed(one.check(headers=one.cookie("s")))
+
+    both = (CREDENTIAL, ENROLLMENT)
+    assert allowed(*both, devices={"any": "dc"})
+    elsewhere = session_record("other", "u1", devices={"any": "dc"})
+    assert not allowed(*both, elsewhere)
+    assert not allowed(*both, devices={"any": ""})  # tried, and could not prove one
+    assert not allowed(*both, devices={"enclave_only": "dc"})  # proven as another type
+    assert not allowed(ENROLLMENT, devices={"any": "dc"})  # the credential was taken away
+    assert not allowed(devices={"any": "dc"})
+
+
+def test_r46_an_approval_that_was_taken_away_counts_no_more() -> None:
+    for records in ((CREDENTIAL,), device_records("dc")):
+        world = World(session_record("s", "u1", devices={"any": "dc"}), *records)
+        one = Desk(resolved_settings(route(APPROVED)), world)
+        assert not is_allowed(one.check(headers=one.cookie("s")))
+
+
 # Refusals that explain themselves
 
 
@@ -100,3 +134,21 @@ def test_details_are_shown_only_where_the_route_says_so() -> None:
     body = silent.check(headers=silent.cookie("s1")).denied_response.body
     assert "Only staff" not in body
     assert "reject" not in body
+
+
+@pytest.mark.parametrize(
+    ("source", "is_told"),
+    [
+        ("allow: {or: [{email: a@example.com}]}", False),  # it lets her in; another refuses
+        ("allow: {or: [{email: bob@example.com}]}", True),
+        ("deny: {or: [{http_method: GET}]}", True),
+        ("deny: {or: [{http_method: POST}]}", False),
+        ("{allow: {or: [{accept: true}]}, deny: {or: [{email: a@example.com}]}}", True),
+    ],
+)
+def test_only_the_attached_policy_that_refuses_explains_itself(source: str, is_told: bool) -> None:
+    sub = {"name": "Attached", "source_ppl": source, "explanation": "Because of this one."}
+    refuses = policy_of("deny: {or: [{accept: true}]}")
+    page = desk(refuses, sub_policies=[sub], show_error_details=True)
+    body = page.check(headers=page.cookie("s1")).denied_response.body
+    assert ("Attached: Because of this one." in body) is is_told

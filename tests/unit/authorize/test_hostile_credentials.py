@@ -137,12 +137,31 @@ def test_r37_forged_handles_are_no_session(token: str, carrier: str) -> None:
 def test_r40_a_session_of_one_provider_opens_no_route_of_another() -> None:
     settings = resolved_settings(
         route(U1, idp=provider("idp-a")),
-        route(U1, index=1, route_id="b" * 16, idp=provider("idp-b")),
+        route(U1, route_id="b" * 16, idp=provider("idp-b")),
     )
     one = Desk(settings)
     headers = one.cookie("s1", idp_id="idp-a")
     assert is_allowed(one.check(headers=headers))
     assert status_of(one.check(headers=headers, route_id="b" * 16)) == 302
+
+
+@pytest.mark.parametrize(
+    ("hosts", "elsewhere"),
+    [
+        (("app.example.com",), False),
+        (("authenticate.example.com", "app.example.com:8443"), False),
+        (("other.example.com",), True),
+        (("app.example.com.example.net", "app.example.co", "[", ""), True),
+        ((), True),
+    ],
+)
+def test_r28_a_cookie_counts_on_its_own_hosts_alone_where_that_is_set(hosts, elsewhere) -> None:
+    for is_set in (False, True):
+        made = Desk(resolved_settings(route(U1), cookie_audience=is_set))
+        answer = made.check(headers=made.cookie("s1", audience=hosts))
+        assert is_allowed(answer) is not (elsewhere and is_set)
+        token = handle_token(SECRET, "s1", idp_id="idp-1", use="api", audience=hosts)
+        assert is_allowed(made.check(headers={"x-pomerium-authorization": token}))
 
 
 def test_r28_an_assertion_for_one_host_is_none_for_another() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jwt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gatehouse.authorize.core.claims import claim_text
-from gatehouse.authorize.core.header_templates import Reference, Source, parse_template
 from gatehouse.authorize.core.identity import ANONYMOUS
 from gatehouse.authorize.core.identity_headers import (
     RENEW_AFTER_S,
@@ -19,8 +19,18 @@ from gatehouse.authorize.core.identity_headers import (
     told_groups,
 )
 from gatehouse.authorize.core.route_plan import compile_plans
-from gatehouse.common.jose.keys import SigningKey, derive_signing_key, sign_jwt, verify_jwt
-from tests.support.check import SECRET, Desk, is_allowed, resolved_settings, route, set_headers
+from gatehouse.common.config.header_templates import Reference, Source, parse_template
+from gatehouse.common.jose.keys import SigningKey, derive_signing_key, jwks, sign_jwt, verify_jwt
+from tests.support.check import (
+    SECRET,
+    Desk,
+    check_request,
+    is_allowed,
+    resolved_settings,
+    route,
+    set_headers,
+)
+from tests.support.clock import SeededRng
 from tests.support.policy import (
     NOW_S,
     World,
@@ -57,9 +67,9 @@ WORLD = World(
 )
 
 
-def desk(world: World = WORLD, route_keys=None, **keys) -> Desk:
+def desk(world: World = WORLD, route_keys=None, rng: SeededRng | None = None, **keys) -> Desk:
     route_keys = {"pass_identity_headers": True} | (route_keys or {})
-    return Desk(resolved_settings(route(PUBLIC, **route_keys), **keys), world)
+    return Desk(resolved_settings(route(PUBLIC, **route_keys), **keys), world, rng)
 
 
 def claims_of(response) -> dict[str, Any]:
@@ -167,6 +177,66 @@ def test_one_assertion_serves_a_session_for_a_renewal_period() -> None:
     assert verify_jwt(renewed, [KEY])["exp"] == int(one.now_s) + 300
     one.now_s -= 30  # the clock was set back
     assert verify_jwt(set_headers(one.check(headers=cookie))[ASSERTION], [KEY])["iat"] <= one.now_s
+
+
+class CountingRng(SeededRng):
+    """Each signature takes one new id."""
+
+    signed = 0
+
+    def uuid4(self) -> str:
+        self.signed += 1
+        return super().uuid4()
+
+
+def signatures(one: Desk, requests: list[dict[str, Any]]) -> int:
+    """How many signatures these requests cost."""
+    assert isinstance(one.rng, CountingRng)
+    before = one.rng.signed
+    for request in requests:
+        assert is_allowed(one.check(**request))
+    return one.rng.signed - before
+
+
+def test_how_often_is_signed() -> None:
+    """Once for each session, audience and renewal period; never where nobody looks."""
+    world = World(*(session_record(f"s{n}", f"u{n}") for n in range(3)))
+    one = desk(world, rng=CountingRng())
+    requests: list[dict[str, Any]] = [
+        {"headers": one.cookie(f"s{n % 3}"), "host": f"{'ab'[n % 2]}.example.com", "path": f"/{n}"}
+        for n in range(60)
+    ]
+    assert signatures(one, requests) == 6
+    one.now_s += RENEW_AFTER_S - 1
+    assert signatures(one, requests) == 0
+    one.now_s += 1
+    assert signatures(one, requests) == 6
+
+    unseen = desk(world, rng=CountingRng(), route_keys={"pass_identity_headers": False})
+    assert signatures(unseen, requests) == 0
+    assert signatures(unseen, [{"internal": True, "host": f"h{n}.x"} for n in range(9)]) == 0
+    template = {"pass_identity_headers": False, "set_request_headers": {"X-T": "$pomerium.jwt"}}
+    seen = desk(world, rng=CountingRng(), route_keys=template)
+    assert signatures(seen, requests) == 6
+
+
+def test_the_first_key_signs_and_every_key_is_believed() -> None:
+    """What is published meanwhile is test_public_documents' to show."""
+    old = desk(WORLD, signing_keys=(OTHER_KEY,))
+    token = set_headers(old.check(headers=old.cookie("s1")))[ASSERTION]
+    rotated = desk(WORLD, signing_keys=(KEY, OTHER_KEY))
+    fresh = set_headers(rotated.check(headers=rotated.cookie("s1")))[ASSERTION]
+    assert jwt.get_unverified_header(token)["kid"] == OTHER_KEY.kid
+    assert jwt.get_unverified_header(fresh)["kid"] == KEY.kid
+    published = jwt.PyJWKSet.from_dict(jwks((KEY, OTHER_KEY)))
+    for one in (token, fresh):
+        key = published[jwt.get_unverified_header(one)["kid"]]
+        options: Any = {"verify_exp": False, "verify_aud": False, "verify_iat": False}
+        assert jwt.decode(one, key, ["ES256"], options=options)["sub"] == "u1"
+    name = "x-pomerium-jwt-assertion-for"
+    assert set_headers(rotated.check(client_assertion=token))[name] == token
+    dropped = desk(WORLD, signing_keys=(KEY,))
+    assert name not in set_headers(dropped.check(client_assertion=token))
 
 
 def test_r43_a_changed_record_changes_the_next_assertion() -> None:
@@ -454,3 +524,14 @@ def test_a_user_that_would_arrive_as_another_is_refused(email: str) -> None:
     world = World(session_record("s1", "u1"), user_record("u1", email))
     one = kubernetes_desk(world)
     assert not is_allowed(one.check(headers=one.cookie("s1")))
+
+
+@pytest.mark.parametrize(
+    ("keys", "removed"),
+    [({}, 0), ({"jwt_groups_filter": ["g1"]}, 1), ({"jwt_groups_filter": ["g9"]}, 2)],
+)
+def test_the_log_is_told_how_many_groups_were_kept_back(keys: dict[str, Any], removed: int) -> None:
+    one = Desk(resolved_settings(route(PUBLIC, pass_identity_headers=True, **keys)), WORLD)
+    for _ in range(2):  # made, and given again
+        answer = one.answer(check_request(headers=one.cookie("s1")))
+        assert answer.removed_groups == removed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from pathlib import Path
@@ -14,6 +15,7 @@ from gatehouse.cli.explain import explain, facts_of
 from gatehouse.cli.policy_test import policy_test
 from gatehouse.common.policy.errors import PolicyError
 from tests.support.clock import FakeClock
+from tests.support.configuration import authority_pem
 
 CONFIG = """
 shared_secret: c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2U=
@@ -39,12 +41,14 @@ def config_file(directory: Path, text: str = CONFIG) -> Path:
     return path
 
 
-def run_explain(directory: Path, route: str = "app", **options: Any) -> tuple[int, str]:
+def run_explain(
+    directory: Path, route: str = "app", *, text: str = CONFIG, **options: Any
+) -> tuple[int, str]:
     stream = io.StringIO()
     console = Console(file=stream, width=300)
     facts = options.pop("facts", {})
     status = explain(
-        config_file(directory),
+        config_file(directory, text),
         {},
         route=route,
         facts=facts,
@@ -71,6 +75,29 @@ def test_a_route_is_named_in_several_ways(tmp_path: Path, route: str) -> None:
     assert (status, text.split()[0]) == (0, "allowed")
 
 
+@pytest.mark.parametrize(
+    "address", ["https://app.example.com:8443/", "https://App.example.com/some/where?x=y"]
+)
+def test_a_route_is_named_by_an_address_from_the_browser(tmp_path: Path, address: str) -> None:
+    status, text = run_explain(tmp_path, address, facts={"email": "a@example.com"})
+    assert (status, text.split()[0]) == (0, "allowed")
+
+
+@pytest.mark.parametrize(
+    "address", ["https://app.example.com@evil.example/", "https://other.example.com/", "https://["]
+)
+def test_an_address_of_no_host_of_ours_names_no_route(tmp_path: Path, address: str) -> None:
+    assert run_explain(tmp_path, address)[0] == 2
+
+
+def test_an_address_does_not_say_which_of_several_routes_of_a_host_is_meant(tmp_path: Path) -> None:
+    text = CONFIG.replace(
+        "  - from: https://hours",
+        "  - {from: 'https://app.example.com', prefix: /b, to: 'http://b'}\n  - from: https://hours",
+    )
+    assert run_explain(tmp_path, "https://app.example.com/b", text=text)[0] == 2
+
+
 def test_an_unknown_route_lists_those_there_are(tmp_path: Path) -> None:
     status, text = run_explain(tmp_path, "nope")
     assert status == 2
@@ -91,6 +118,32 @@ def test_programs_get_json(tmp_path: Path) -> None:
     assert status == 0
     assert found["outcome"] == "sign-in"
     assert found["operators"][0]["criteria"][0]["reason"] == "user-unauthenticated"
+
+
+def test_the_default_certificate_rule_is_part_of_the_policy(tmp_path: Path) -> None:
+    """Where certificates are asked for, a request has none unless the facts say otherwise."""
+    ca = base64.b64encode(authority_pem()).decode()
+    config = f"{CONFIG}downstream_mtls: {{ca: {ca}}}\n"
+    for facts, outcome in (
+        ({}, "denied 495"),
+        ({"certificate": "invalid"}, "denied 495"),
+        ({"certificate": "valid"}, "allowed"),
+    ):
+        who = {"email": "a@example.com", **facts}
+        status, text = run_explain(tmp_path, facts=who, text=config)
+        assert (status, text.startswith(outcome)) == (0, True), text
+    unenforced = config.replace("downstream_mtls: {", "downstream_mtls: {enforcement: policy, ")
+    _, text = run_explain(tmp_path, facts={"email": "a@example.com"}, text=unenforced)
+    assert text.startswith("allowed")
+
+    cases = tmp_path / "cases.yaml"
+    cases.write_text(
+        "{config: config.yaml, route: app, cases: ["
+        "{facts: {email: a@example.com}, expect: 495},"
+        "{facts: {email: a@example.com, certificate: valid}, expect: allowed}]}"
+    )
+    config_file(tmp_path, config)
+    assert policy_test(cases, {}, console=Console(file=io.StringIO())) == 0
 
 
 @pytest.mark.parametrize("facts", [{"usr": "x"}, {"time": "noon"}])
@@ -208,5 +261,23 @@ def test_files_that_cannot_be_used_are_2_and_say_why(tmp_path: Path, text, messa
     assert message in printed
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("policy:\n  allow:\n    or:\n      - domian: x\ncases:\n  - expect: allowed\n", 4),
+        ("policy: {}\ncases:\n  - expect: 403\n  - facts: {usr: x}\n    expect: 403\n", 4),
+        ("policy: {}\ncases:\n  - expect: 403\n    facts: {ip: 5}\n", 4),
+        ("policy:\n  - [\n", 3),
+    ],
+)
+def test_what_is_wrong_in_a_file_has_its_line(tmp_path: Path, text: str, line: int) -> None:
+    status, printed = run_cases(tmp_path, text)
+    assert status == 2
+    assert f"cases.yaml:{line}: " in printed
+
+
 def test_a_missing_file_is_2(tmp_path: Path) -> None:
-    assert policy_test(tmp_path / "none.yaml", {}, console=Console(file=io.StringIO())) == 2
+    stream = io.StringIO()
+    missing = tmp_path / "none.yaml"
+    assert policy_test(missing, {}, console=Console(file=stream, soft_wrap=True)) == 2
+    assert stream.getvalue() == f"{missing}: No such file or directory\n"

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from gatehouse.cli.config_reference import config_app, defaults
+from gatehouse.cli.config_commands import config_app
+from gatehouse.cli.config_reference import defaults
 from gatehouse.common.config.choices import FLAGS
 from gatehouse.common.config.model import Route, Settings
 from gatehouse.common.config.reference import key_references

@@ -44,7 +44,7 @@ GOOD: dict[Kind, tuple[Any, str, Any]] = {
     Kind.SECRET: ("s", "s", SecretStr("s")),
     Kind.SECRETS: (["s"], "s", (SecretStr("s"),)),
     Kind.MAPS: ([{"dns": "a"}], '[{"dns": "a"}]', ({"dns": "a"},)),
-    Kind.ANY: ({"a": 1}, "", {"a": 1}),
+    Kind.ANY: ({"a": 1}, '{"a": 1}', {"a": 1}),
 }
 # Kind -> refused file form, part of the message
 BAD: dict[Kind, list[tuple[Any, str]]] = {
@@ -65,7 +65,7 @@ BAD: dict[Kind, list[tuple[Any, str]]] = {
     ],
     Kind.LIST: [({}, "is a map (a list of strings)"), ([{}], "is a map")],
     Kind.TEXT_OR_LIST: [({}, "is a map"), ([[]], "is a list")],
-    Kind.MAP: [("x", "is a string that is not JSON"), ({"k": []}, "the value of 'k' is a list")],
+    Kind.MAP: [("x", "is a string ("), ({"k": []}, "the value of 'k' is a list")],
     Kind.HEADERS: [({"a b": "v"}, "'a b' is not a header name"), ({"a": "b\nc"}, "control char")],
     Kind.HEADER_NAMES: [(["a b"], "'a b' is not a header name")],
     Kind.CLAIMS_HEADERS: [({"a b": "c"}, "is not a header name"), (5, "is a number")],
@@ -87,9 +87,9 @@ BAD: dict[Kind, list[tuple[Any, str]]] = {
     Kind.SECRET: [({}, "is a map"), (["a"], "is a list")],
     Kind.SECRETS: [([{}], "is a map")],
     Kind.CHOICE: [("hunter1", "'hunter1'"), ({}, "")],
-    Kind.MAPS: [("x", "is a string that is not JSON"), ([5], "is not a map")],
-    Kind.MODEL: [("x", "is a string that is not JSON"), (5, "is a number")],
-    Kind.MODELS: [(5, "is not a list"), (["x"], "is a string that is not JSON")],
+    Kind.MAPS: [("x", "is a string ("), ([5], "is not a map")],
+    Kind.MODEL: [("x", "is a string ("), (5, "is a number")],
+    Kind.MODELS: [(5, "is not a list"), (["x"], "is a string (")],
     Kind.MODEL_MAP: [([], "is not a map"), ({"a": 5}, "is a number")],
     Kind.ANY: [],
 }

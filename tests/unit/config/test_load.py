@@ -202,7 +202,7 @@ def test_unknown_keys_are_warned_about_with_the_nearest(tmp_path: Path) -> None:
         adress: ':1'
         zzz: 1
         debug: true
-        logo_url: https://x
+        directory_provider: https://x
         downstream_mtls: {ca_fil: /x}
         runtime_flags: {mpc: true}
         certificates: [{cert: /a, kei: /b}]
@@ -219,7 +219,7 @@ def test_unknown_keys_are_warned_about_with_the_nearest(tmp_path: Path) -> None:
             "1: adress: unknown key, ignored (did you mean address?)",
             "2: zzz: unknown key, ignored (`gatehouse config defaults` prints all keys)",
             "3: debug: no longer exists and is ignored (use log_level: debug)",
-            "4: logo_url: is not a key of this file and is ignored (set it in the console)",
+            "4: directory_provider: is not a key of this file and is ignored (set it in the console)",  # noqa: E501 - a message
             "5: downstream_mtls.ca_fil: unknown key, ignored (did you mean ca_file?)",
             "6: runtime_flags.mpc: unknown runtime flag (did you mean mcp?)",
             "7: certificates[0].kei: unknown key, ignored (did you mean key?)",
@@ -350,7 +350,7 @@ def test_all_mistakes_come_at_once_with_their_lines(tmp_path: Path) -> None:
     [
         ("routes: 5\n", "is not a list"),
         ("routes: {from: a}\n", "is not a list"),
-        ("routes: [a]\n", "is a string that is not JSON"),
+        ("routes: [a]\n", "is a string ("),
         ("routes: [[]]\n", "is a list"),
         ("downstream_mtls: 7\n", "is a number"),
         ("certificates: true\n", "is not a list"),

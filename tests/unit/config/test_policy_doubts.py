@@ -37,21 +37,21 @@ def about_policies(folder: Path, text: str) -> list[str]:
         (
             "- allow: {or: [{email: {is: [a@b.c, d@e.f]}}]}",
             (
-                "15: routes[0].policy[0].allow.or[0].email: email: is compares with the whole "
+                "15: routes[0].policy[0].allow.or[0].email: is compares with the whole "
                 "list, which one text never equals (use in for several values)"
             ),
         ),
         (
             "- allow:\n      and:\n      - http_method: {is: get}",
             (
-                '17: routes[0].policy[0].allow.and[0].http_method: http_method: "get" never comes: '
+                '17: routes[0].policy[0].allow.and[0].http_method: "get" never comes: '
                 "methods are upper case (write GET)"
             ),
         ),
         (
             "  allow: {or: [{claim/team/name: x}]}",
             (
-                "15: routes[0].policy.allow.or[0].claim/team/name: claim/team/name: a / after the "
+                "15: routes[0].policy.allow.or[0].claim/team/name: a / after the "
                 "first is part of the claim's name, so a nested claim is not found "
                 "(write claim/team.name for a nested claim)"
             ),
@@ -102,7 +102,7 @@ def test_the_default_certificate_rule_counts(tmp_path: Path, mtls: str, told: bo
         settings=loaded.settings,
         services=frozenset(),
         provider=None,
-        shared_secret=bytes(32),
+        shared_secrets=(bytes(32),),
         signing_keys=(),
         downstream_mtls=(pem if mtls else None, None),
         inputs=inputs,

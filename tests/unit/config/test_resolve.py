@@ -369,6 +369,7 @@ def test_storage_connections(tmp_path: Path) -> None:
     assert connection(file, {"XDG_DATA_HOME": "/data"}) == "file:///data/pomerium/databroker"
     assert connection(file, {"HOME": "/h"}) == "file:///h/.local/share/pomerium/databroker"
     assert connection(f"{file}{key}: file:///srv/db\n") == "file:///srv/db"
+    assert connection(f"{file}{key}: /srv/db\n") == "/srv/db"
 
 
 @pytest.mark.parametrize(
@@ -376,8 +377,8 @@ def test_storage_connections(tmp_path: Path) -> None:
     [
         ("databroker_storage_type: postgres\n", "is required with postgres"),
         (
-            "databroker_storage_type: file\ndatabroker_storage_connection_string: /hunter2\n",
-            "is not a file URL",
+            "databroker_storage_type: file\ndatabroker_storage_connection_string: hunter2\n",
+            "names no directory",
         ),
     ],
 )

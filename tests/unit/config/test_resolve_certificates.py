@@ -22,6 +22,7 @@ from tests.support.configuration import (
     warnings,
     without,
 )
+from tests.support.tls import Authority
 
 
 def test_all_certificate_forms_combine_in_order(tmp_path: Path) -> None:
@@ -143,3 +144,12 @@ routes:
     assert len(problems(tmp_path, text + "services: proxy\n")) >= 3
     authenticate = problems(tmp_path, text + "services: authenticate\n")
     assert all("certificate" in line.split(": ")[1] for line in authenticate)
+
+
+def test_a_certificate_that_demands_a_staple_is_refused(tmp_path: Path) -> None:
+    """Envoy would refuse the listener that serves it, and with it every other certificate."""
+    leaf = Authority(tmp_path / "authority").leaf("a.example.com", must_staple=True)
+    files = {"/s.pem": leaf.certificate.read_bytes(), "/s.key": leaf.key.read_bytes()}
+    text = f"{LOGIN}certificates: [{{cert: /s.pem, key: /s.key}}]\n"
+    found = problems(tmp_path, text, files=files)
+    assert any("demands a stapled OCSP answer" in line for line in found), found

@@ -12,7 +12,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from gatehouse.common.config.issues import ConfigError
 from gatehouse.common.config.load import load_settings
 from gatehouse.common.config.model import Settings
-from gatehouse.common.config.resolve import UnresolvedError, load_and_resolve, resolve
+from gatehouse.common.config.resolve import (
+    PROVIDERS,
+    UnresolvedError,
+    load_and_resolve,
+    resolve,
+)
 from tests.support.configuration import (
     CERTIFICATE,
     KEY,
@@ -39,10 +44,6 @@ from tests.support.configuration import (
         "databroker_raft_bind_address: ':1'",
         "blob_storage: {bucket_uri: x}",
         "pomerium_zero_token: x",
-        "authorize_workers: 2",
-        "grpc_client_ca_file: /ca",
-        "grpc_client_certificate_file: /tls/cert.pem",
-        "identity_providers: {k8s: {issuer: 'kubernetes:///', audiences: [a]}}",
     ],
 )
 def test_unavailable_keys_say_so(tmp_path: Path, text: str) -> None:
@@ -50,15 +51,27 @@ def test_unavailable_keys_say_so(tmp_path: Path, text: str) -> None:
     assert any(f"{text.partition(':')[0]}: not available yet" in line for line in found), found
 
 
-@pytest.mark.parametrize("kind", ["apple", "cognito", "github"])
-def test_providers_to_come(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", PROVIDERS)
+def test_every_provider_is_served(tmp_path: Path, kind: str) -> None:
     text = without(LOGIN, "idp_provider:") + f"idp_provider: {kind}\n"
-    assert any("idp_provider: not available yet" in line for line in problems(tmp_path, text))
+    assert problems(tmp_path, text) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [("github", "idp_request_params: {prompt: login}"), ("onelogin", "idp_scopes: [openid]")],
+)
+def test_what_a_provider_takes_no_notice_of(tmp_path: Path, kind: str, key: str) -> None:
+    text = without(LOGIN, "idp_provider:") + f"idp_provider: {kind}\n{key}\n"
+    name = key.partition(":")[0]
+    found = warnings(tmp_path, text)
+    assert any(f"{name}: has no effect with idp_provider {kind}" in line for line in found), found
+    assert not any("has no effect with" in line for line in warnings(tmp_path, f"{LOGIN}{key}\n"))
 
 
 @pytest.mark.parametrize(
     "text",
-    ["metrics_address: ':9902'", "debug_address: ':1'", "otel_traces_exporter: otlp"],
+    ["databroker_internal_service_url: https://a", "mcp_allowed_client_id_domains: [a.example]"],
 )
 def test_what_only_watches_is_warned_about(tmp_path: Path, text: str) -> None:
     found = warnings(tmp_path, f"{LOGIN}{text}\n")
@@ -91,6 +104,7 @@ routes:
         (4, "certificate_file"),
         (5, "certificate_key_file"),
         (6, "authenticate_service_url"),
+        (8, "routes[0].from"),  # it leads nowhere, besides
         (9, "routes[0].timeout"),
         (10, "routes[1].from"),
         (13, "routes[2].policy.alow"),
@@ -146,6 +160,9 @@ def test_proxy_and_authorize_compute_the_same_checksum(tmp_path: Path) -> None:
         "downstream_mtls: {enforcement: policy}\n",
         "downstream_mtls: {max_verify_depth: 4}\n",
         "runtime_flags: {mcp: false}\n",
+        "xff_num_trusted_hops: 1\n",
+        "skip_xff_append: true\n",
+        f"shared_secret: {base64.b64encode(b'z' * 32).decode()}\n",
         f"signing_key: {base64.b64encode(pem_key(ec.SECP256R1())).decode()}\n",
     ],
 )

@@ -260,11 +260,29 @@ def test_plain_http_is_for_insecure_servers(tmp_path: Path) -> None:
             "",
             "has no effect with load_balancing_policy ROUND_ROBIN",
         ),
+        (
+            {"to": ["http://a,3", "http://b,1"], "lb_policy": "RANDOM"},
+            "",
+            "routes[0].to: the weights have no effect: RANDOM takes every upstream as often",
+        ),
+        (
+            {"regex": "/a.*", "regex_priority_order": 3},
+            "",
+            "routes[0].regex_priority_order: has no effect in a file, whose routes are tried in",
+        ),
         ({"idp_client_id": "x"}, "", "belong together"),
     ],
 )
 def test_warnings(tmp_path: Path, keys: dict[str, Any], top: str, message: str) -> None:
     assert any(message in line for line in warned(tmp_path, keys, top))
+
+
+@pytest.mark.parametrize("policy", ["ROUND_ROBIN", "LEAST_REQUEST", "RING_HASH", "MAGLEV"])
+def test_weights_count_elsewhere(tmp_path: Path, policy: str) -> None:
+    for weights, chosen in (((3, 1), policy), ((3, 3), "RANDOM")):
+        to = [f"http://a{index},{weight}" for index, weight in enumerate(weights)]
+        found = warned(tmp_path, {"to": to, "lb_policy": chosen}, "")
+        assert not any("weights" in line for line in found)
 
 
 def test_zero_timeouts_are_not_above_anything(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_no_key_is_of_an_unknown_kind() -> None:
     def walk(part: Any) -> None:
         if isinstance(part, dict):
             for name, item in part.get("properties", {}).items():
-                free = {"policy", "ssh_policy", "transport_socket_match_criteria"}
+                free = {"policy", "explain_policy", "ssh_policy", "transport_socket_match_criteria"}
                 assert item.keys() & {"type", "anyOf", "enum"} or name in free, name
             for item in part.values():
                 walk(item)

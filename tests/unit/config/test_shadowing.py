@@ -133,7 +133,9 @@ def test_the_sign_in_host_has_more_of_its_own(tmp_path: Path) -> None:
     sign_in = {"from": "https://authenticate.example.com", "path": "/oauth2/callback"}
     (line,) = told(tmp_path, sign_in)
     assert "Gatehouse itself answers" in line
-    passed = told(tmp_path, sign_in, {**sign_in, "path": "/ping"}, top="services: proxy\n")
+    public = {"allow_any_authenticated_user": False, "allow_public_unauthenticated_access": True}
+    through = {**sign_in, **public}
+    passed = told(tmp_path, through, {**through, "path": "/ping"}, top="services: proxy\n")
     assert passed == []
 
 
@@ -151,7 +153,7 @@ def test_an_exact_host_hides_a_wildcard_for_other_paths(tmp_path: Path) -> None:
 def made(index: int, **keys: str) -> ResolvedRoute:
     route = Route.model_validate({"to": "http://a", **keys})
     return ResolvedRoute(
-        index, RouteId(str(index)), 0, route, parse_from(route.from_), (), Policy(()), None
+        RouteId(str(index)), 0, route, parse_from(route.from_), (), Policy(()), None
     )
 
 

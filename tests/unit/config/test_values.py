@@ -103,9 +103,34 @@ def test_booleans(raw: object, expected: bool) -> None:
     assert value("insecure_server", raw) is expected
 
 
-@pytest.mark.parametrize("raw", ["yes", "on", 2, [], {}, 1.0])
+@pytest.mark.parametrize("raw", ["nonsense", 2, [], {}, 1.0])
 def test_bad_booleans(raw: object) -> None:
     assert refusal("insecure_server", raw)[1] == "true or false"
+
+
+@pytest.mark.parametrize(
+    ("raw", "meant"), [("yes", "true"), ("On", "true"), ("no", "false"), ("OFF", "false")]
+)
+def test_booleans_of_other_languages(raw: str, meant: str) -> None:
+    assert refusal("insecure_server", raw)[1] == f"did you mean {meant}? true or false"
+
+
+@pytest.mark.parametrize(
+    ("raw", "written"),
+    [
+        ("5 minutes", "5m"),
+        ("5 Mins", "5m"),
+        ("30sec", "30s"),
+        ("14 h", "14h"),
+        ("2hours", "2h"),
+        ("10 msec", "10ms"),
+        ("2 days", "48h"),
+    ],
+)
+def test_durations_in_words(raw: str, written: str) -> None:
+    message, fix = refusal("timeout_read", raw)
+    assert message.startswith(f"{raw!r} is not a duration")
+    assert fix.startswith(f'write "{written}"; ')
 
 
 def test_numbers_from_text_and_their_range() -> None:
@@ -128,7 +153,8 @@ def test_maps_from_json_text() -> None:
     assert value("idp_request_params", '{"k": "v"}') == {"k": "v"}
     assert value("idp_request_params", {}) == {}
     assert value("idp_request_params", None) is None
-    assert "not JSON" in refusal("idp_request_params", "k=v")[0]
+    assert refusal("idp_request_params", "k=v")[0] == "is a string"
+    assert refusal("idp_request_params", "{k=v}")[0] == "is a string that is not JSON"
     assert refusal("idp_request_params", {"k": ["v"]})[0] == "the value of 'k' is a list"
 
 

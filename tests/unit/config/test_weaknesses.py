@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gatehouse.common.config.issues import ConfigError
 from gatehouse.common.config.resolve import load_and_resolve
 from gatehouse.common.config.weaknesses import _postgres
 from tests.support.configuration import (
@@ -25,6 +26,7 @@ from tests.support.configuration import (
         ("cookie_same_site: Strict", "cookie_same_site", "have to sign in again (lax)"),
         ("cookie_same_site: none", "cookie_same_site", "pages of other sites"),
         ("cookie_http_only: false", "cookie_http_only", "scripts can read the session cookie"),
+        ("idp_pkce: false", "idp_pkce", "redeemed without its verifier"),
         (
             "runtime_flags: {allow_any_sign_out_redirect_uri: true}",
             "runtime_flags.allow_any_sign_out_redirect_uri",
@@ -35,6 +37,19 @@ from tests.support.configuration import (
             "routes: [{from: https://a, to: https://b, allowed_users: u, tls_skip_verify: true}]",
             "routes[0].tls_skip_verify",
             "any certificate is accepted",
+        ),
+        (
+            "bearer_token_format: idp_access_token",
+            "bearer_token_format",
+            "any other application are accepted",
+        ),
+        (
+            (
+                "routes: [{from: https://a, to: https://b, allowed_users: u, "
+                "bearer_token_format: idp_access_token}]"
+            ),
+            "routes[0].bearer_token_format",
+            "any other application are accepted",
         ),
     ],
 )
@@ -50,6 +65,12 @@ def test_weak(tmp_path: Path, text: str, key: str, message: str) -> None:
     [
         "cookie_same_site: lax",
         "idp_provider_url: http://localhost:8444",
+        "bearer_token_format: idp_identity_token",
+        "idp_access_token_allowed_audiences: [a]\nbearer_token_format: idp_access_token",
+        (
+            "routes: [{from: https://a, to: https://b, allowed_users: u, "
+            "bearer_token_format: idp_access_token, idp_access_token_allowed_audiences: [a]}]"
+        ),
         "idp_provider_url: http://127.0.0.1:1",
         "idp_provider_url: http://idp.localhost",
         "routes: [{from: https://a, to: https://b, allowed_users: u, tls_upstream_server_name: c}]",
@@ -57,6 +78,54 @@ def test_weak(tmp_path: Path, text: str, key: str, message: str) -> None:
 )
 def test_not_weak(tmp_path: Path, text: str) -> None:
     assert warnings(tmp_path, f"{without(LOGIN, text.partition(':')[0])}{text}\n") == []
+
+
+SHARED = "https://login.microsoftonline.com/{}/v2.0"
+TOKENS = "bearer_token_format: idp_access_token"
+ROUTE_TOKENS = f"routes: [{{from: https://a, to: https://b, allowed_users: u, {TOKENS}}}]"
+
+
+@pytest.mark.parametrize(
+    ("url", "text", "key"),
+    [
+        ("", TOKENS, "bearer_token_format"),
+        ("", ROUTE_TOKENS, "routes[0].bearer_token_format"),
+        (SHARED.format("common"), TOKENS, "bearer_token_format"),
+        (SHARED.format("organizations"), ROUTE_TOKENS, "routes[0].bearer_token_format"),
+        (SHARED.format("consumers"), TOKENS, "bearer_token_format"),
+        (
+            "https://login.microsoftonline.us/common/v2.0",
+            f"{TOKENS}\n{ROUTE_TOKENS[:-2]}, idp_access_token_allowed_audiences: [a]}}]",
+            "bearer_token_format",  # of our own pages
+        ),
+    ],
+)
+def test_r40_no_tenant_but_ones_own_gives_access_tokens(
+    tmp_path: Path, url: str, text: str, key: str
+) -> None:
+    """Whoever has a tenant at Microsoft could write themselves a token, claims and all."""
+    provider = f"idp_provider: azure\nidp_provider_url: '{url}'\n"
+    login = without(without(LOGIN, "idp_provider_url"), "idp_provider")
+    with pytest.raises(ConfigError) as caught:
+        warnings(tmp_path, f"{login}{provider}{text}\n")
+    (issue,) = caught.value.issues
+    assert issue.key == key
+    assert "any tenant" in issue.message
+
+
+@pytest.mark.parametrize("url", [SHARED.format("common"), SHARED.format("1-2")])
+def test_access_tokens_for_us_are_welcome_from_any_tenant(tmp_path: Path, url: str) -> None:
+    login = without(without(LOGIN, "idp_provider_url"), "idp_provider")
+    provider = f"idp_provider: azure\nidp_provider_url: {url}\n"
+    limit = "idp_access_token_allowed_audiences: [a]\n"
+    assert warnings(tmp_path, f"{login}{provider}{limit}{TOKENS}\n") == []
+
+
+def test_access_tokens_of_ones_own_tenant_are_doubted_and_taken(tmp_path: Path) -> None:
+    login = without(without(LOGIN, "idp_provider_url"), "idp_provider")
+    provider = f"idp_provider: azure\nidp_provider_url: {SHARED.format('1-2')}\n"
+    (found,) = warnings(tmp_path, f"{login}{provider}{TOKENS}\n")
+    assert "any other application are accepted" in found
 
 
 @pytest.mark.parametrize(

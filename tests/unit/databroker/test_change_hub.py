@@ -18,6 +18,7 @@ from gatehouse.databroker.edge.backends.memory import MemoryStorage
 from gatehouse.databroker.edge.change_hub import ChangeHub
 from gatehouse.databroker.edge.tasks import background
 from gatehouse.databroker.errors import StorageUnavailableError
+from gatehouse.pb.databroker_pb2 import FULL
 from gatehouse.pb.user_pb2 import User
 from tests.support.clock import FakeClock
 from tests.support.storage import incoming
@@ -110,7 +111,7 @@ async def test_followers_share_one_message() -> None:
         assert (await one.take(), await other.take()) == ((), ())
         await made.storage.add("a")
         await made.round()
-        assert (await one.take())[0].response is (await other.take())[0].response
+        assert (await one.take())[0].response(FULL) is (await other.take())[0].response(FULL)
 
 
 async def test_it_polls_when_nothing_is_announced() -> None:
@@ -216,6 +217,38 @@ async def test_a_store_that_has_gone_back_begins_another_history() -> None:
         assert await server_version(made) != version
         with pytest.raises(AbortedError):
             await follower.take()
+
+
+async def test_a_stream_does_not_go_on_in_a_history_that_was_left_and_put_back() -> None:
+    """The same server version again, from a backup: what the stream has seen may not be in it."""
+    async with world(poll_s=60) as made:
+        version = await server_version(made)
+        await made.storage.add("a", "b")
+        await made.round()
+        follower = made.hub.follow(version, 1, "t")
+        await made.storage.clear()
+        await made.round()
+        made.storage._server_version = version
+        await made.storage.add("c")
+        await made.round()
+        assert await server_version(made) == version
+        with pytest.raises(AbortedError, match="read anew"):
+            await follower.take()
+
+
+async def test_a_store_behind_the_reader_is_not_asked_again_and_again() -> None:
+    async with world(poll_s=60, ring_changes=2) as made:
+        version = await server_version(made)
+        await made.storage.add("a", "b", "c", "d")  # too many for the ring
+        await made.round()
+        assert made.hub.ring_of((version, 1)).start == 2
+        follower = made.hub.follow(version, 1, "t")
+        made.storage._log.clear()  # put back
+        made.storage._latest = made.storage._pruned = 1
+        made.storage.reads = 0
+        with pytest.raises(UnavailableError):
+            await follower.take()
+        assert made.storage.reads <= 2
 
 
 async def test_closing_ends_everyone_at_once() -> None:

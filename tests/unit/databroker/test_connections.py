@@ -83,6 +83,9 @@ def test_several_hosts_and_quoted_values() -> None:
     assert (info["host"], info["port"]) == ("h1,h2", "1,2")
     assert info["target_session_attrs"] == "read-write"
     assert info["options"] == "-c a=b"
+    unsaid = conninfo_to_dict(parse_postgres("postgres://u@h1,h2/n").conninfo)
+    assert unsaid["target_session_attrs"] == "read-write"  # one of them is a standby
+    assert "target_session_attrs" not in conninfo_to_dict(parse_postgres("host=h").conninfo)
     quoted = parse_postgres(r"password='a \' b\\' host=h pool_max_conns=1")
     assert conninfo_to_dict(quoted.conninfo)["password"] == "a ' b\\"
 

@@ -125,6 +125,23 @@ def test_a_check_that_brings_nothing_new_changes_nothing() -> None:
     assert after_check(before, {}) == (before, ())  # no userinfo endpoint
 
 
+def test_a_check_of_a_session_without_an_id_token() -> None:
+    """Claims about the token are those of the answer, new each time: no reason to write."""
+    before = session(None, sub=["s"], user=["ada"], email=["a@b"], iat=[1.0], exp=[2.0])
+    told = {"sub": "s", "user": "ada", "email": "a@b", "iat": 7, "exp": 8, "nbf": 7}
+    assert after_check(before, told) == (before, ())
+    after, _ = after_check(before, {**told, "email": ""})
+    assert claims_of(after) == {**claims_of(before), "email": [""]}
+    assert subject_of(before) == "s"
+
+
+def test_a_name_that_was_told_once_is_kept() -> None:
+    user = User(id="u", name="Ada", email="a@b.c")
+    after = user_after(user, session(sub=["sub"], email=["new@b.c"]))
+    assert (after.name, after.email) == ("Ada", "new@b.c")
+    assert user_after(user, session(sub=["sub"])).email == ""
+
+
 def test_the_user_follows_the_session() -> None:
     user = User(id="u", name="Old", email="old@example.com", device_credential_ids=["d"])
     user.claims["dropped"].extend(["x"])

@@ -54,6 +54,40 @@ def test_ready_means_every_type():
     assert replica.staleness_s(9.0) == 4.0
 
 
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["swap", "advance", "beat"]),
+            st.sampled_from([TYPE, OTHER]),
+            st.integers(1, 2),
+            st.integers(1, 9),
+        ),
+        max_size=20,
+    )
+)
+def test_what_is_asked_for_again_and_again_is_never_of_before(steps):
+    replica = Replica({TYPE: text_of, OTHER: text_of})
+    for now, (step, type_url, server_version, record_version) in enumerate(steps):
+        position = Position(server_version, record_version)
+        if step == "swap":
+            replica.begin_copy(type_url)
+            replica.swap(type_url, position, now_s=float(now))
+        else:
+            replica.advance(type_url, position, heard_s=float(now) if step == "beat" else None)
+        states = {each: replica.state(each) for each in (TYPE, OTHER)}
+        assert replica.positions() == {
+            each: Position(state.server_version, state.record_version)
+            for each, state in states.items()
+            if state.ready
+        }
+        assert replica.ready is all(state.ready for state in states.values())
+        heard = [state.last_heard_s for state in states.values()]
+        known = [heard_s for heard_s in heard if heard_s is not None]
+        expected = None if len(known) < len(heard) else 100.0 - min(known)
+        assert replica.staleness_s(100.0) == expected
+        assert replica.positions() is replica.positions()
+
+
 def test_a_type_that_is_not_held_is_a_mistake():
     with pytest.raises(KeyError):
         filled().get(OTHER, "a")
@@ -254,3 +288,29 @@ def test_a_copy_taken_while_writes_go_on_converges(before, during, page_size, re
             held[made.id] = now.version
     found = {key: replica.get(TYPE, key) for key in "abcd"}
     assert {key: (now.version, now.value) for key, now in found.items() if now} == broker.contents()
+
+
+class Thing:
+    def __init__(self, made) -> None:
+        self.id = made.id
+
+
+def test_an_id_that_the_value_holds_too_is_kept_once():
+    """A million of them are worth it; also of records that have changed since."""
+    replica = Replica({TYPE: Thing})
+    replica.begin_copy(TYPE)
+    replica.stage(record("first", 1))
+    replica.swap(TYPE, Position(7, 1), now_s=0.0)
+    replica.apply(record("first", 2))
+    replica.apply(record("second", 3))
+    for key, held in replica.live(TYPE).items():
+        assert isinstance(held.value, Thing)
+        assert held.value.id is key
+
+
+def test_a_value_that_names_itself_otherwise_is_found_by_its_record():
+    replica = Replica({TYPE: lambda made: record("other")})
+    replica.begin_copy(TYPE)
+    replica.stage(record("a", 1))
+    replica.swap(TYPE, Position(7, 1), now_s=0.0)
+    assert set(replica.live(TYPE)) == {"a"}

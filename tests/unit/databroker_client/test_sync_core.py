@@ -14,6 +14,8 @@ from gatehouse.common.databroker.sync_core import (
     Begin,
     ChangeRecord,
     CloseStream,
+    CopiedUpTo,
+    CopyBatch,
     CopyRecord,
     CopyVersions,
     DropStaged,
@@ -71,8 +73,8 @@ def test_a_whole_conversation():
     )
     assert seen == [
         [OpenCopy(1)],
-        [Stage(first)],
-        [Stage(second)],
+        [Stage((first,))],
+        [Stage((second,))],
         [SwapIn(Position(SERVER, 5)), CloseStream(), OpenChanges(2, Position(SERVER, 5))],
         [Apply(change), Advance(Position(SERVER, 6), current=True)],
         [Advance(Position(SERVER, 9), current=True)],
@@ -262,6 +264,82 @@ def test_backoff_grows_by_half_from_half_a_second_to_a_minute():
     assert backoff_s(20) == backoff_s(10**9) == BACKOFF_CAP_S == 60.0
 
 
+# Copies in batches, which can be gone on with.
+
+
+def test_a_copy_that_breaks_off_is_gone_on_with():
+    first, second, third = record("a", 4), record("b", 5), record("c", 12)
+    state, seen = play(
+        COPYING,
+        CopyBatch(3, (first, second), Position(SERVER, 10, 77)),
+        StreamEnded(3, Code.UNAVAILABLE),
+        RetryDue(),
+        CopyBatch(4, (third,), Position(SERVER, 12, 88)),
+        CopyVersions(4, SERVER, 10, 77),
+    )
+    place = CopiedUpTo(Position(SERVER, 10, 77), "b")
+    assert seen == [
+        [Stage((first, second))],
+        [Report(Problem.COPY_FAILED, Code.UNAVAILABLE), Wait(1)],
+        [OpenCopy(4, place)],
+        [Stage((third,))],
+        [
+            SwapIn(Position(SERVER, 10, 77)),
+            CloseStream(),
+            OpenChanges(5, Position(SERVER, 10, 77)),
+        ],
+    ]
+    assert state.copied is None
+
+
+def test_a_copy_is_followed_from_its_earliest_batch():
+    batches = [
+        CopyBatch(3, (record(id_, 1),), Position(SERVER, version))
+        for id_, version in (("a", 8), ("b", 6), ("c", 9))
+    ]
+    _, seen = play(COPYING, *batches, CopyVersions(3, SERVER, 8))
+    assert seen[-1][0] == SwapIn(Position(SERVER, 6))
+
+
+def test_silence_keeps_what_was_copied():
+    _, seen = play(COPYING, CopyBatch(3, (record(),), Position(SERVER, 9)), Silence(3), RetryDue())
+    assert seen[1] == [CloseStream(), Report(Problem.SILENT), Wait(1)]
+    assert seen[2] == [OpenCopy(4, CopiedUpTo(Position(SERVER, 9), "a"))]
+
+
+def test_a_copy_that_is_too_old_to_go_on_with_begins_anew_once_at_once():
+    batch = CopyBatch(3, (record(),), Position(SERVER, 9))
+    state, seen = play(COPYING, batch, StreamEnded(3, Code.ABORTED))
+    assert seen[1] == [DropStaged(), Report(Problem.HISTORY_CHANGED), OpenCopy(4)]
+    state, seen = play(state, replace(batch, stream=4), StreamEnded(4, Code.ABORTED))
+    assert seen[1] == [DropStaged(), Report(Problem.HISTORY_CHANGED), Wait(1)]
+    assert play(state, RetryDue())[1] == [[OpenCopy(5)]]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [CopyBatch(3, (record("b"),), Position(8, 9)), CopyVersions(3, 8, 9)],
+    ids=["batch", "versions"],
+)
+def test_histories_are_not_mixed_in_a_copy(event):
+    _, seen = play(COPYING, CopyBatch(3, (record(),), Position(SERVER, 9)), event)
+    assert seen[1] == [
+        CloseStream(),
+        DropStaged(),
+        Report(Problem.HISTORY_CHANGED),
+        OpenCopy(4),
+    ]
+
+
+def test_positions_carry_the_stamp_of_what_was_seen():
+    made = record("a", 11)
+    made.modified_at.FromMicroseconds(1_234_567)
+    state, _ = play(FOLLOWING, ChangeRecord(3, made))
+    assert state.position == Position(SERVER, 11, 1_234_567)
+    state, _ = play(state, Heartbeat(3, SERVER, 15, 99))
+    assert state.position == Position(SERVER, 15, 99)
+
+
 # Properties over every conversation.
 
 streams = st.integers(-1, 1)  # the stream's number, relative to the one that counts
@@ -277,6 +355,12 @@ inputs = st.one_of(
     st.builds(Begin),
     st.builds(RetryDue),
     st.builds(CopyRecord, streams, records),
+    st.builds(
+        CopyBatch,
+        streams,
+        st.lists(records, max_size=3).map(tuple),
+        st.builds(Position, st.integers(1, 2), versions),
+    ),
     st.builds(CopyVersions, streams, st.integers(0, 2), versions),
     st.builds(ChangeRecord, streams, records),
     st.builds(Heartbeat, streams, st.integers(0, 2), versions),
@@ -295,6 +379,7 @@ def test_effects_keep_their_promises(events):
     state = IDLE
     stream_open = staging = waiting = False
     in_use: Position | None = None
+    earliest: Position | None = None  # of what is staged
     for relative in [Begin(), *events]:
         event = relative
         if hasattr(event, "stream"):
@@ -306,8 +391,12 @@ def test_effects_keep_their_promises(events):
         assert state.stream >= before.stream
         for effect in effects:
             match effect:
-                case OpenCopy(stream):
+                case OpenCopy(stream, after):
                     assert not stream_open
+                    # What was staged is gone on with, or there is none.
+                    assert staging == (after is not None)
+                    if after is None:
+                        earliest = None
                     stream_open, staging, waiting = True, True, False
                     assert stream == state.stream
                 case OpenChanges(stream, position):
@@ -318,14 +407,22 @@ def test_effects_keep_their_promises(events):
                     assert stream == state.stream
                 case CloseStream():
                     stream_open = False
-                case Stage():
+                case Stage(staged):
                     assert staging
-                    assert effect.record.type == TYPE
+                    assert {made.type for made in staged} == {TYPE}
+                    if isinstance(event, CopyBatch):
+                        found = event.position
+                        assert earliest is None or earliest.server_version == found.server_version
+                        if earliest is None or found.record_version < earliest.record_version:
+                            earliest = found
                 case DropStaged():
                     assert staging
                     staging = False
                 case SwapIn(position):
                     assert staging
+                    if earliest is not None:
+                        assert position.server_version == earliest.server_version
+                        assert position.record_version <= earliest.record_version
                     staging, in_use = False, position
                 case Apply():
                     assert in_use is not None

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import itertools
 import json
 from typing import Any
 
@@ -93,6 +94,7 @@ def test_several_blocks_keep_their_order_and_lose_repetitions() -> None:
         (pem(P256)[:80], "no private key"),
         (b"-----BEGIN " * 100_000, "larger than"),
     ],
+    ids=itertools.count(),
 )
 def test_refuses_other_keys_and_says_why(text: bytes, says: str) -> None:
     with pytest.raises(InvalidArgumentError, match=says) as caught:

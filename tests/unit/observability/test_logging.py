@@ -19,6 +19,7 @@ from gatehouse.common.observability.logging import (
     get_logger,
     parse_level,
     set_level,
+    write_line,
 )
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJleHAiOjF9.c2lnbmF0dXJlLXNpZ25hdHVyZQ"
@@ -72,7 +73,7 @@ def test_level_words(stream: io.StringIO, method: str, word: str) -> None:
 
 
 def test_library_lines_take_the_same_way(stream: io.StringIO) -> None:
-    logging.getLogger("some.library").warning("took %d ms, jwt=%s", 5, JWT)
+    logging.getLogger("some.package").warning("took %d ms, jwt=%s", 5, JWT)
     line = only(stream)
     assert line["message"] == "took 5 ms, jwt=[redacted]"
     assert (line["service"], line["level"]) == ("some", "warn")
@@ -136,7 +137,7 @@ def test_a_librarys_exception(stream: io.StringIO) -> None:
     try:
         raise ValueError(f"bad {JWT}")  # noqa: TRY301
     except ValueError:
-        logging.getLogger("some.library").exception("it failed")
+        logging.getLogger("some.package").exception("it failed")
     line = only(stream)
     assert line["error"] == "ValueError: bad [redacted]"
     assert "test_logging.py" in line["stack"]
@@ -191,6 +192,16 @@ def test_values_of_any_kind(stream: io.StringIO) -> None:
     assert isinstance(line["path"], str)
 
 
+LINE = {"level": "info", "time": "2027-01-15T08:00:00Z", "service": "authorize", "path": "/x\nf"}
+
+
+def test_a_line_that_is_ready_is_written_as_it_is(stream: io.StringIO) -> None:
+    write_line({**LINE, "odd": {1}, "message": "authorize check"})
+    assert list(only(stream).items()) == [
+        *LINE.items(), ("odd", "{1}"), ("message", "authorize check"),
+    ]  # fmt: skip
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -205,3 +216,12 @@ def test_a_terminal_gets_readable_lines_that_cannot_move_the_cursor(stream: io.S
     assert text.count("\n") == 1
     assert "t0ps3cret" not in text
     assert "request" in text
+
+
+def test_a_terminal_gets_ready_lines_readable_too(stream: io.StringIO) -> None:
+    terminal = Terminal()
+    configure_logging("info", stream=terminal)
+    write_line({**LINE, "message": "authorize check"})
+    assert terminal.getvalue().count("\n") == 1
+    assert "authorize check" in terminal.getvalue()
+    assert "{" not in terminal.getvalue()

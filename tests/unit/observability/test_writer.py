@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 import threading
 
 from gatehouse.common.observability.writer import QueuedStream
@@ -69,3 +72,33 @@ def test_close_writes_what_is_left() -> None:
     stream.close()
     stream.close()
     assert target.getvalue() == "last words\n"
+
+
+WRITER = """
+import sys
+from gatehouse.common.observability.writer import QueuedStream
+stream = QueuedStream(sys.stderr)
+if sys.argv[2]:
+    stream.take_turns(int(sys.argv[2]))
+for _ in range(100):
+    stream.write(sys.argv[1] * 50_000 + "\\n")
+stream.drain(60)
+"""
+
+
+def test_lines_of_several_processes_stay_whole() -> None:
+    """Longer than a pipe takes at once, with a reader that lets it fill up."""
+    lock = os.memfd_create("lock")
+    reading, writing = os.pipe()
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, letter, str(lock)], stderr=writing, pass_fds=(lock,)
+        )
+        for letter in "abc"
+    ]
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        lines = pipe.read().splitlines()
+    assert [one.wait(60) for one in writers] == [0, 0, 0]
+    os.close(lock)
+    assert sorted(lines) == [letter * 50_000 for letter in "abc" for _ in range(100)]

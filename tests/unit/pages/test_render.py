@@ -12,6 +12,7 @@ from gatehouse.common.pages import (
     Branding,
     ClaimRow,
     ErrorPage,
+    GroupRow,
     Link,
     UserInfoPage,
     envoy_error_template,
@@ -19,6 +20,7 @@ from gatehouse.common.pages import (
     link_to,
     render_continue,
     render_error,
+    render_portal,
     render_sign_out_confirm,
     render_signed_out,
     render_user_info,
@@ -26,6 +28,7 @@ from gatehouse.common.pages import (
     security_headers,
     status_text,
 )
+from gatehouse.common.pages.routes_portal import PortalCard, PortalPage
 
 ATTACK = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>{{7*7}}"
 BRANDED = Branding(
@@ -73,9 +76,15 @@ def every_page(text="plain", branding=BRANDED):
             email=text,
             user_id=text,
             session_id=text,
+            issued_at=text,
             expires_at=text,
+            is_impersonated=True,
+            groups=(GroupRow(text, text), GroupRow("g", text)),
+            more_groups=3,
             claims=(ClaimRow(text, (text, text)),),
             sign_out=Link(text, "/out"),
+            sign_out_everywhere=Link(text, "/all"),
+            applications=Link(text, "/apps"),
             host=text,
         ),
         branding,
@@ -116,6 +125,52 @@ def test_pages_load_nothing_and_run_nothing(document):
     assert all((link["href"] or "").startswith("data:") for link in elements.all("link"))
     assert "url(" not in document
     assert "@import" not in document
+
+
+def portal(text="plain", *, cards=2, page=2, pages=3, branding=BRANDED):
+    card = PortalCard(
+        name=text,
+        address=text,
+        description=text,
+        logo_url="https://cdn.example.com/a.svg",
+        href="https://app.example.com/",
+        connect_command=text,
+        needs_device=True,
+    )
+    plain = PortalCard(name=text, address=text)
+    found = PortalPage((card, plain)[:cards], text, cards, page, pages, is_cut=True)
+    return render_portal(found, branding, script="/.pomerium/index.js?v=1")
+
+
+def test_the_portal_is_a_whole_accessible_document_with_one_script_file():
+    document = portal()
+    elements = Elements(document)
+    assert [len(elements.all(tag)) for tag in ("h1", "main", "title", "form")] == [1, 1, 1, 1]
+    assert elements.all("script") == [{"src": "/.pomerium/index.js?v=1", "defer": None}]
+    (form,) = elements.all("form")
+    assert (form["role"], form["method"]) == ("search", "get")
+    labelled = {label["for"] for label in elements.all("label")}
+    assert {field["id"] for field in elements.all("input")} == labelled
+    assert all(nav["aria-label"] for nav in elements.all("nav"))
+    ids = {attributes["id"] for _, attributes in elements.tags if "id" in attributes}
+    skip = next(link for link in elements.all("a") if link.get("class") == "skip")
+    assert str(skip["href"]).removeprefix("#") in ids
+    assert all("alt" in image for image in elements.all("img"))
+    for _tag, attributes in elements.tags:
+        assert not any(name.startswith("on") or name == "style" for name in attributes)
+
+
+def test_r34_markup_in_the_portal_stays_text():
+    document = portal(ATTACK)
+    elements = Elements(document)
+    assert len(elements.all("script")) == 1
+    assert all("onerror" not in image for image in elements.all("img"))
+    assert "49" not in "".join(elements.text)
+
+
+def test_the_portal_without_anything():
+    assert "There is nothing that you may open" in portal("", cards=0, pages=1, page=1)
+    assert "Show all applications" in portal("wiki", cards=0, pages=1, page=1)
 
 
 @pytest.mark.parametrize("document", tuple(every_page(ATTACK)))

@@ -55,6 +55,12 @@ from tests.support.policy import policy_of
             "allow: {or: [{client_certificate: {fingerprint: []}}]}",
             *("client_certificate", "no certificate"),
         ),
+        ("allow: {or: [{mcp_tool: q}]}", "mcp_tool", "no MCP server"),
+        ("deny: {or: [{ssh_username: root}]}", "ssh_username", "logins over SSH"),
+        (
+            "allow: {or: [{ssh_username_matches_email: true}]}",
+            *("ssh_username_matches_email", "route is open"),
+        ),
         # Operators and combinations
         ("allow: {not: [{authenticated_user: true}]}", "authenticated_user", "missing session"),
         (
@@ -78,7 +84,16 @@ def test_paths_lead_to_the_place_in_the_text() -> None:
     )
     (hazard,) = hazards(policy)
     assert hazard.path == (1, "deny", "and", 0, "source_ip")
-    assert str(hazard).startswith("[1].deny.and[0].source_ip: ")
+    assert str(hazard).startswith("[1].deny.and[0].source_ip: an empty list ")
+
+
+def test_a_hazard_names_its_criterion_once_wherever_it_stands() -> None:
+    (placed,) = hazards(policy_of("allow: {or: [{claim/team/name: x}]}"))
+    (without,) = hazards(route_policy(allowed_idp_claims={"team/name": ["x"]}))
+    assert (placed.message, placed.fix) == (without.message, without.fix)
+    assert (str(placed).count("claim/team/name"), str(without).count("claim/team/name")) == (1, 1)
+    assert placed.path
+    assert not without.path
 
 
 def test_only_deny_rules_let_nobody_in() -> None:

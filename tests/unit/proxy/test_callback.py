@@ -9,9 +9,10 @@ from gatehouse.common.errors import Code
 from gatehouse.common.jose.aead import seal
 from gatehouse.common.jose.signed_url import sign_url
 from gatehouse.common.pages.refusal import RefusedRequestError
+from gatehouse.common.session.cookies import clear_cookie
 from gatehouse.common.session.handle import Handle, encode_handle
 from gatehouse.common.session.login_binding import cookie_name, new_login_binding
-from gatehouse.proxy.core.callback import LEASE_S, read_callback, used_already
+from gatehouse.proxy.core.callback import Restart, read_callback, used_already
 from gatehouse.proxy.core.pages_view import pages_view
 from tests.support.clock import SeededRng
 from tests.support.redirect_corpus import hostile_targets
@@ -21,7 +22,7 @@ from tests.support.web_settings import APP, SHARED, settings
 NOW = 1_800_000_000.0
 VIEW = pages_view(settings())
 BINDING = new_login_binding(SeededRng(1))
-HOLDER = [f"{cookie_name('_pomerium', BINDING.digest)}={BINDING.nonce}"]
+HOLDER = [f"{cookie_name('_pomerium')}={BINDING.nonce}"]
 
 
 def token(use="route", key=SHARED):
@@ -46,7 +47,7 @@ def params(**changes):
 def read(given=None, cookies=HOLDER, view=VIEW):
     given = params() if given is None else given
     url = sign_url(f"https://{APP}/.pomerium/callback/?{urlencode(given)}", SHARED, now_s=NOW)
-    return read_callback(view, given, cookies, url=url, now_s=NOW)
+    return read_callback(view, given, cookies, host=APP, url=url, now_s=NOW)
 
 
 def refused(*args, **kwargs):
@@ -60,32 +61,53 @@ def refused(*args, **kwargs):
 def test_the_browser_that_asked_gets_the_session():
     accepted = read()
     assert accepted.location == f"https://{APP}/page?a=b"
-    session, binding = accepted.set_cookies
+    (session,) = accepted.set_cookies  # other tabs may still need the binding
     assert session.startswith(f"_pomerium={token()}; Path=/; Expires=")
+    assert "; Max-Age=50400;" in session  # a browser's clock may be wrong
     assert "Secure" in session
     assert "HttpOnly" in session
     assert "Domain" not in session
-    assert binding.startswith(f"_pomerium_login_{BINDING.digest[:16]}=;")
-    assert "Path=/.pomerium/callback/" in binding
-    assert "Max-Age=0" in binding
 
 
-def test_a_callback_url_has_one_lease_for_as_long_as_it_is_valid():
-    assert read().lease_name == read().lease_name
-    assert read().lease_name.startswith("gatehouse/callback/")
-    assert len(read().lease_name) == len("gatehouse/callback/") + 64
-    other = read(params(pomerium_redirect_uri=f"https://{APP}/"))
-    assert other.lease_name != read().lease_name
-    assert LEASE_S >= 300 + 60 + 60
+def test_r31_a_callback_burns_its_binding_for_every_callback_of_that_sign_in():
+    """Whoever has seen the sign-in URL could have another callback made for the same browser."""
+    first = read()
+    assert first.lease_name.startswith("gatehouse/callback/")
+    assert len(first.lease_name) == len("gatehouse/callback/") + 64
+    assert BINDING.digest not in first.lease_name
+    assert read(params(pomerium_redirect_uri=f"https://{APP}/")).lease_name == first.lease_name
+    # the sign-in URL, the way to the provider and back, the callback URL
+    assert first.lease_s >= 7 * 60 + 900 + 7 * 60
+    other = new_login_binding(SeededRng(3), BINDING.nonce)
+    assert read(params(gatehouse_login=other.digest)).lease_name != first.lease_name
+
+
+def test_r30_a_programs_callback_url_has_one_lease_for_as_long_as_it_is_valid():
+    first = read(programmatic(), cookies=[])
+    assert read(programmatic(), cookies=[]).lease_name == first.lease_name
+    other = read(programmatic(pomerium_redirect_uri="http://127.0.0.1:8000/"), cookies=[])
+    assert other.lease_name != first.lease_name
+    assert first.lease_s >= 300 + 60 + 60
+
+
+def test_r31_another_sign_ins_callback_gives_no_session_and_begins_anew():
+    """Two tabs sent to sign in at once, or an attacker's link: the browser's own cookie decides."""
+    other = new_login_binding(SeededRng(9)).nonce
+    cookies = [f"{cookie_name('_pomerium')}={other}"]
+    assert read(cookies=cookies) == Restart(f"https://{APP}/page?a=b")
+    for target in hostile_targets(APP):
+        error = refused(params(pomerium_redirect_uri=target), cookies=cookies)
+        assert error.reason == "redirect-target", target
 
 
 @pytest.mark.parametrize(
     "cookies",
     [
         [],
-        [f"{cookie_name('_pomerium', BINDING.digest)}="],
-        [f"{cookie_name('_pomerium', BINDING.digest)}={new_login_binding(SeededRng(9)).nonce}"],
-        [f"_pomerium_login={BINDING.nonce}"],
+        [f"{cookie_name('_pomerium')}="],
+        [*HOLDER, f"{cookie_name('_pomerium')}={new_login_binding(SeededRng(9)).nonce}"],
+        [f"_pomerium_login_binding={BINDING.nonce}"],
+        [f"_pomerium_login_{BINDING.digest[:16]}={BINDING.nonce}"],
         [f"_pomerium={token()}"],
     ],
 )
@@ -174,10 +196,19 @@ def test_the_cookie_follows_the_settings():
             cookie_same_site="lax",
         )
     )
-    cookies = [f"{cookie_name('_gate', BINDING.digest)}={BINDING.nonce}"]
-    session, binding = read(cookies=cookies, view=view).set_cookies
+    cookies = [f"{cookie_name('_gate')}={BINDING.nonce}"]
+    (session,) = read(cookies=cookies, view=view).set_cookies
     assert session.startswith("_gate=")
     assert "Domain=example.com" in session
     assert "SameSite=Lax" in session
     assert "HttpOnly" not in session
-    assert "Domain" not in binding
+
+
+def test_session_cookies_of_another_scope_give_way_to_the_new_one():
+    """A browser would send them first, and the sign-in would never end."""
+    for domain, others in (("", ["example.com", APP]), ("example.com", ["", APP])):
+        view = pages_view(settings(cookie_domain=domain))
+        *cleared, session = read(cookies=[*HOLDER, "_pomerium=old"], view=view).set_cookies
+        assert session.startswith(f"_pomerium={token()}; Path=/;")
+        assert cleared == [clear_cookie("_pomerium", domain=other) for other in others]
+        assert len(read(view=view).set_cookies) == 1

@@ -46,6 +46,49 @@ def test_r25_headers_that_hold_credentials_are_left_out():
     assert "SECRET" not in without_credentials("'set-cookie', 'a=SECRET'\n'x', 'y'")
 
 
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        (r"[Tags: \"ConnectionId\":\"9\"] completed header: key=X-Api-Key value=SECRET", "9"),
+        ("completed header: key=Accept value=KEPT", "KEPT"),
+        (
+            r"key: \"cookie\"\n   value: \"a=\\\"SECRET\"\n  key: \"a\"\n   value: \"KEPT\"\n",
+            "KEPT",
+        ),
+        ('header {\n  key: "x-token"\n  raw_value: "SECRET"\n}', "x-token"),
+        (r"headers {\n key: \"cookie\"\n value: \"cut SECRET", "cookie"),
+        (r"\'x-upstream-token\':\'SECRET\'", "x-upstream-token"),
+        (
+            r"a: \"=6:x-open4:KEPT=24:x-pomerium-jwt-assertion6:SECRET1:x6:SECRET\"\n b: \"c\"",
+            r"b: \"c\"",
+        ),
+    ],
+)
+def test_r25_no_form_of_a_header_shows_a_credential(line: str, kept: str):
+    cleaned = without_credentials(line)
+    assert "SECRET" not in cleaned
+    assert kept in cleaned
+    assert ("KEPT" in line) is ("KEPT" in cleaned)
+
+
+async def test_r25_the_rest_of_a_line_that_was_cut_is_not_told(
+    capsys: pytest.CaptureFixture[str],
+):
+    """Without what stood before it nothing in it could be told for a credential."""
+    configure_logging("debug")
+    stream = asyncio.StreamReader()
+    stream.feed_data(b"[gatehouse]debug--http--'cookie', '" + b"x" * 200_000)
+    stream.feed_data(b"SECRET'" + b"x" * 70_000)
+    stream.feed_data(b"SECRET\n[gatehouse]error--main--next\n" + b"y" * 70_000 + b"SECRET")
+    stream.feed_eof()
+    await relay(stream, asyncio.Event())
+    flush_logging()
+    told = capsys.readouterr().err
+    assert "SECRET" not in told
+    assert "next" in told
+    assert len(told.splitlines()) == 3
+
+
 async def test_long_and_broken_lines_are_bounded(capsys: pytest.CaptureFixture[str]):
     stream = asyncio.StreamReader()
     stream.feed_data(b"x" * 100_000 + b"\xff\xfe\n\n[gatehouse]error--main--last")

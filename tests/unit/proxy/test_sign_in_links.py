@@ -7,6 +7,7 @@ import pytest
 from gatehouse.common.jose.signed_url import verify_url
 from gatehouse.common.pages.refusal import RefusedRequestError
 from gatehouse.common.session.sign_out_binding import is_meant
+from gatehouse.pb.session_pb2 import Session
 from gatehouse.proxy.core.pages_view import pages_view
 from gatehouse.proxy.core.sign_in_links import (
     clear_route_cookie,
@@ -102,20 +103,22 @@ def test_r34_another_site_is_known_as_one(site, same_origin, is_other):
         ({"iss": "https://idp.example.com/", "sid": "s"}, "s", True),
         ({"iss": "https://idp.example.com"}, "s", False),
         ({"iss": "https://idp.example.com", "sid": "t"}, "s", False),
-        ({"iss": "https://idp.example.com", "sid": "s"}, None, False),
         ({"iss": "https://idp.example.com", "sid": ""}, "", False),
         ({"iss": "https://evil.example.net", "sid": "s"}, "s", False),
+        ({"iss": "https://idp.example.com/other", "sid": "s"}, "s", False),
         ({"iss": "", "sid": "s"}, "s", False),
         ({"sid": "s"}, "s", False),
     ],
 )
 def test_r34_a_front_channel_logout_names_the_provider_and_its_session(params, sid, counts):
-    assert is_front_channel_logout(VIEW, params, sid) is counts
+    session = Session(idp_session_id=sid)
+    session.id_token.issuer = "https://idp.example.com"
+    assert is_front_channel_logout(params, session) is counts
 
 
-def test_a_deployment_without_provider_url_has_no_front_channel():
-    view = pages_view(settings(idp=provider(url="")))
-    assert not is_front_channel_logout(view, {"iss": "", "sid": "s"}, "s")
+def test_r34_a_session_that_no_provider_named_is_ended_by_none():
+    assert not is_front_channel_logout({"iss": "", "sid": ""}, Session())
+    assert not is_front_channel_logout({"iss": "", "sid": "s"}, Session(idp_session_id="s"))
 
 
 def test_r34_a_sign_out_link_is_for_one_session():

@@ -20,7 +20,7 @@ def test_round_robin_and_health_checking() -> None:
 def test_only_idempotent_methods_are_retried_and_once() -> None:
     (method_config,) = json.loads(service_config("x"))["methodConfig"]
     assert method_config["retryPolicy"]["maxAttempts"] == 2
-    assert method_config["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
+    assert method_config["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE", "CANCELLED"]
     names = {(one["service"], one["method"]) for one in method_config["name"]}
     assert names == set(RETRIED)
     assert not NEVER_REPEATED & {method for _, method in names}

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from gatehouse.common.errors import InvalidArgumentError
 from gatehouse.common.session.cookies import (
     clear_cookie,
+    clear_elsewhere,
     cookie_values,
     parse_cookies,
     set_cookie,
@@ -53,6 +54,35 @@ NOW = 1_700_000_000.0
 )
 def test_header(made: str, header: str) -> None:
     assert made == header
+
+
+@pytest.mark.parametrize(
+    ("host", "domain", "scopes"),
+    [
+        ("app.example.com", "", ["example.com", "app.example.com"]),
+        ("app.example.com", "example.com", ["", "app.example.com"]),
+        ("app.example.com", ".Example.com", ["", "app.example.com"]),
+        ("a.b.example.com", "example.com", ["", "b.example.com", "a.b.example.com"]),
+        ("localhost", "", []),
+        ("192.0.2.7", "", []),
+        ("::1", "", []),
+        ("app..example.com", "", []),
+        ("a.b.c.d.e.f.g.h.i.j.example.com", "", 8),
+    ],
+)
+def test_cookies_of_every_other_scope_are_cleared(
+    host: str, domain: str, scopes: list[str] | int
+) -> None:
+    cleared = clear_elsewhere(["a=1", "c=old; c=older"], "c", host=host, domain=domain)
+    if isinstance(scopes, int):
+        assert len(cleared) == scopes
+    else:
+        assert cleared == tuple(clear_cookie("c", domain=scope) for scope in scopes)
+
+
+def test_nothing_is_cleared_elsewhere_that_cannot_be_there() -> None:
+    assert clear_elsewhere(["a=1; cc=2"], "c", host="app.example.com") == ()
+    assert clear_elsewhere(["__Host-c=1"], "__Host-c", host="app.example.com") == ()
 
 
 def test_r35_clearing_prefixed_cookies_carries_secure() -> None:

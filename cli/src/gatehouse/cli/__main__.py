@@ -10,12 +10,13 @@ import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from gatehouse.cli import demo as demo_package
-from gatehouse.cli.config_reference import config_app
+from gatehouse.cli.config_commands import config_app
+from gatehouse.cli.databroker_commands import databroker_app
 
 app = typer.Typer(
     name="gatehouse",
@@ -45,6 +46,18 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
+def _everywhere(command: Any, config: Path) -> dict[str, Any]:
+    """Defaults by which a `--config` before the command counts like one after it.
+
+    Passed over, `gatehouse --config a.yaml databroker clear` would clear another store than that.
+    """
+    inner = getattr(command, "commands", None)  # of a group
+    if inner is not None:
+        return {name: _everywhere(one, config) for name, one in inner.items()}
+    takes_it = any(parameter.name == "config" for parameter in command.params)
+    return {"config": str(config)} if takes_it else {}
+
+
 @app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
@@ -56,6 +69,8 @@ def root(
 ) -> None:
     """Run the services when no subcommand is given, as `gatehouse serve` does."""
     assert not show_version
+    if config is not None:
+        context.default_map = _everywhere(context.command, config)
     if context.invoked_subcommand is None:
         from gatehouse.cli import serve as serve_command
 
@@ -104,18 +119,70 @@ def health(
         list[str] | None, typer.Option("-e", "--exclude", help="Ignore this check (repeatable).")
     ] = None,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print each check.")] = False,
+    tls_ca: Annotated[
+        Path | None, typer.Option(help="With --grpc: ask over TLS and trust this PEM file.")
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="PEM file to show, where clients must show one.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+    tls_name: Annotated[
+        str, typer.Option(help="The name to expect in the certificate, not the address's.")
+    ] = "",
 ) -> None:
     """Exit 0 when a running Gatehouse is healthy, 1 when it is not."""
     from gatehouse.cli import health as health_command
 
     raise typer.Exit(
         health_command.health(
-            address, grpc_address=grpc, service=service, exclude=exclude or [], verbose=verbose
+            address,
+            grpc_address=grpc,
+            service=service,
+            exclude=exclude or [],
+            verbose=verbose,
+            tls=health_command.Tls(tls_ca, tls_cert, tls_key, tls_name),
+        )
+    )
+
+
+@app.command()
+def certs(
+    directory: Annotated[Path, typer.Option("--out", help="Where the files are kept.")] = Path(
+        "certs"
+    ),
+    domain: Annotated[
+        str, typer.Option(help="Your applications are DOMAIN and names below it.")
+    ] = "gatehouse.localhost",
+    service: Annotated[
+        list[str] | None,
+        typer.Option(help="A name that services call each other by; may be given several times."),
+    ] = None,
+    with_secrets: Annotated[
+        bool, typer.Option("--secrets", help="Make shared_secret and cookie_secret too.")
+    ] = False,
+    owner: Annotated[
+        str, typer.Option(help="UID:GID that the files shall belong to (needs root).")
+    ] = "",
+) -> None:
+    """Make a local authority, a wildcard certificate and the certificates of the services.
+
+    Made once; run again, it renews what is near its end and leaves the rest as it is. Exit status
+    2: a file there is not what it should be.
+
+    Example:  gatehouse certs --out compose/certs --domain apps.localhost --secrets
+    """
+    from gatehouse.cli import certs as certs_command
+
+    names = tuple(service or certs_command.SERVICES)
+    raise typer.Exit(
+        certs_command.certs(
+            directory, domain=domain, services=names, with_secrets=with_secrets, owner=owner
         )
     )
 
 
 app.add_typer(config_app, name="config")
+app.add_typer(databroker_app, name="databroker")
 
 
 @app.command()
@@ -251,6 +318,57 @@ def account_revoke(
     raise typer.Exit(service_account.revoke(config, os.environ, account_id=account))
 
 
+sessions_app = typer.Typer(help="Sessions: who is signed in.", no_args_is_help=True)
+app.add_typer(sessions_app, name="sessions")
+
+JSONOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@sessions_app.command("list")
+def sessions_list(
+    config: ConfigOption = None,
+    user: Annotated[str, typer.Option("--user", help="Of this user id or email address.")] = "",
+    as_json: JSONOption = False,
+) -> None:
+    """List sessions, without tokens."""
+    from gatehouse.cli import sessions
+
+    raise typer.Exit(sessions.list_sessions(config, os.environ, user=user, as_json=as_json))
+
+
+@sessions_app.command("show")
+def sessions_show(
+    session: Annotated[str, typer.Argument(help="The id that `list` shows.")],
+    config: ConfigOption = None,
+    as_json: JSONOption = False,
+) -> None:
+    """Show one, with its claims."""
+    from gatehouse.cli import sessions
+
+    raise typer.Exit(sessions.show_session(config, os.environ, session_id=session, as_json=as_json))
+
+
+@sessions_app.command("revoke")
+def sessions_revoke(
+    session: Annotated[list[str] | None, typer.Argument(help="The ids that `list` shows.")] = None,
+    config: ConfigOption = None,
+    user: Annotated[str, typer.Option("--user", help="All of this user id or email address.")] = "",
+    everybody: Annotated[bool, typer.Option("--all", help="All of everybody.")] = False,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
+) -> None:
+    """End sessions: they are refused from now on, everywhere. Asks first, unless --yes.
+
+    The person may sign in again; take away their access at the identity provider first.
+    """
+    from gatehouse.cli import sessions
+
+    choice = sessions.chosen(session or (), user=user, everybody=everybody)
+    if isinstance(choice, int):
+        raise typer.Exit(choice)
+    ask = None if yes else lambda question: typer.confirm(question, err=True)
+    raise typer.Exit(sessions.revoke(config, os.environ, choice=choice, ask=ask))
+
+
 demo_app = typer.Typer(help=demo_package.__doc__, no_args_is_help=True)
 app.add_typer(demo_app, name="demo")
 
@@ -273,6 +391,25 @@ def demo_smoke(state: StateOption = Path(".demo")) -> None:
     from gatehouse.cli.demo import run as demo_command
 
     raise typer.Exit(demo_command.smoke(state, os.environ))
+
+
+@demo_app.command("application")
+def demo_application(
+    keys: Annotated[str, typer.Option(help="URL of the JWKS that assertions are verified with.")],
+    authority: Annotated[Path, typer.Option(help="PEM file: whom to trust at that URL.")],
+    host: Annotated[list[str], typer.Option(help="A host name it is reached by; repeatable.")],
+    listen: Annotated[str, typer.Option(help="ADDRESS:PORT, or :PORT for all.")] = ":8000",
+) -> None:
+    """Serve the sample application alone: it shows who Gatehouse says is asking.
+
+    Example:  gatehouse demo application --listen :8000 --host app.gatehouse.localhost
+    --keys https://app.gatehouse.localhost/.well-known/pomerium/jwks.json --authority authority.pem
+    """
+    from gatehouse.cli.demo import application as demo_command
+
+    raise typer.Exit(
+        demo_command.application(listen, keys_url=keys, authority=authority, hosts=host)
+    )
 
 
 def main() -> None:

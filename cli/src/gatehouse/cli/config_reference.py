@@ -7,9 +7,8 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import TextIO
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -20,38 +19,6 @@ from gatehouse.common.config.schema import settings_schema
 from gatehouse.common.runtime.process import EXIT_OK
 
 EXIT_FAILED = 1
-
-config_app = typer.Typer(help=__doc__, no_args_is_help=True)
-
-
-@config_app.command("schema")
-def schema_command() -> None:
-    """Print a JSON schema of the configuration file, for editors.
-
-    In VS Code with the YAML extension, put this on the first line of the file:
-
-        # yaml-language-server: $schema=./gatehouse.schema.json
-    """
-    raise typer.Exit(schema(sys.stdout))
-
-
-@config_app.command("defaults")
-def defaults_command(
-    match: Annotated[
-        str, typer.Argument(help="Only keys whose name or meaning holds this text.")
-    ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Print every key with its default, type, environment variable and meaning."""
-    raise typer.Exit(defaults(sys.stdout, match=match, as_json=as_json))
-
-
-@config_app.command("reference")
-def reference_command(
-    folder: Annotated[Path, typer.Argument(help="Where the Markdown pages go.")],
-) -> None:
-    """Write the pages of docs/reference into a folder."""
-    raise typer.Exit(reference(folder))
 
 
 def schema(out: TextIO) -> int:

@@ -14,13 +14,14 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
+from gatehouse.authorize.core.chosen_route import chosen_route, usual_facts
 from gatehouse.authorize.core.explain import CriterionAnswer, Explanation
 from gatehouse.authorize.core.explain import explain as explain_policy
+from gatehouse.authorize.core.explain_answer import document, explain_answer
 from gatehouse.authorize.core.supposition import suppose
 from gatehouse.common.clock import Clock, SystemClock
 from gatehouse.common.config.issues import ConfigError
 from gatehouse.common.config.resolve import load_and_resolve
-from gatehouse.common.config.resolved import ResolvedRoute
 from gatehouse.common.policy.errors import PolicyError
 from gatehouse.common.runtime.process import EXIT_CONFIG, EXIT_OK, report_issues
 
@@ -51,21 +52,22 @@ def explain(
     except ConfigError as error:
         report_issues(error.issues)
         return EXIT_CONFIG
-    chosen = find_route(settings.routes, route)
+    chosen = chosen_route(settings.routes, route)
     if chosen is None:
         console.print(f"no single route is {route!r}; there are:", style="red", markup=False)
-        for one in settings.routes[:_SHOWN_ROUTES]:
-            console.print(f"  {one.index}  {one.id}  {one.settings.from_}", markup=False)
+        for number, one in enumerate(settings.routes[:_SHOWN_ROUTES]):
+            console.print(f"  {number}  {one.id}  {one.settings.from_}", markup=False)
         return EXIT_CONFIG
     now_s = (clock or SystemClock()).now_s()
     try:
-        described = suppose({"host": chosen.from_url.host, **facts}, chosen.policy, now_s=now_s)
+        policy = settings.policy_in_force(chosen)
+        described = suppose({**usual_facts(settings, chosen), **facts}, policy, now_s=now_s)
     except PolicyError as error:
         console.print(str(error), style="red", markup=False)
         return EXIT_CONFIG
-    found = explain_policy(chosen.policy, described.request, described.identity)
+    found = explain_policy(policy, described.request, described.identity)
     if as_json:
-        console.print_json(data=document(found))
+        console.print_json(data=document(explain_answer(found, chosen, described.identity)))
     else:
         show(found, console, title=f"{chosen.settings.name or chosen.id} {chosen.settings.from_}")
     return EXIT_OK
@@ -106,20 +108,6 @@ def facts_of(
     return found
 
 
-def find_route(routes: Sequence[ResolvedRoute], wanted: str) -> ResolvedRoute | None:
-    """The one route with this id, name, `from` URL or number; None when there is not one."""
-    for names in (
-        lambda one: one.id,
-        lambda one: one.settings.name,
-        lambda one: one.settings.from_.rstrip("/"),
-        lambda one: str(one.index),
-    ):
-        found = [one for one in routes if names(one) == wanted.rstrip("/")]
-        if found:
-            return found[0] if len(found) == 1 else None
-    return None
-
-
 def show(found: Explanation, console: Console, *, title: str) -> None:
     """Print an explanation for people."""
     colour = _COLOURS.get(found.summary, "red")
@@ -144,50 +132,6 @@ def show(found: Explanation, console: Console, *, title: str) -> None:
         console.print(f"It would be [bold]{change.outcome}[/] with:")
         for need in change.needs:
             console.print(f"  {need.place}: {need.instead} instead of {need.now}", markup=False)
-
-
-def document(found: Explanation) -> dict[str, object]:
-    """An explanation as JSON has it."""
-    until_s = found.evaluation.valid_until_s
-    return {
-        "outcome": found.summary,
-        "reasons": sorted(found.outcome.reasons),
-        "allow": found.evaluation.allow.value,
-        "deny": found.evaluation.deny.value,
-        "valid_until": None if until_s == float("inf") else until_s,
-        "operators": [
-            {
-                "rule": operator.rule,
-                "action": operator.action,
-                "operator": operator.operator,
-                "value": operator.value,
-                "reasons": list(operator.reasons),
-                "criteria": [
-                    {
-                        "place": criterion.place,
-                        "criterion": criterion.key,
-                        "data": criterion.data,
-                        "value": criterion.value,
-                        "reason": criterion.reason,
-                        "decides": criterion.decides,
-                        "facts": dict(criterion.facts),
-                    }
-                    for criterion in operator.criteria
-                ],
-            }
-            for operator in found.operators
-        ],
-        "changes": [
-            {
-                "outcome": change.outcome,
-                "needs": [
-                    {"place": need.place, "now": need.now, "instead": need.instead}
-                    for need in change.needs
-                ],
-            }
-            for change in found.changes
-        ],
-    }
 
 
 def _table(criterion: CriterionAnswer) -> Table:

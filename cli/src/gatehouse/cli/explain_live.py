@@ -20,17 +20,17 @@ from gatehouse.authorize.core.explain import (
     Need,
     OperatorAnswer,
 )
+from gatehouse.authorize.core.explain_answer import document
 from gatehouse.cli.explain import show
+from gatehouse.cli.operator import operator_settings
 from gatehouse.common.clock import SystemClock, SystemRng
-from gatehouse.common.config.issues import ConfigError
-from gatehouse.common.config.resolve import load_and_resolve
 from gatehouse.common.config.resolved import ResolvedSettings
 from gatehouse.common.errors import GatehouseError, InvalidArgumentError
 from gatehouse.common.rpc.allow_list import OPERATOR
 from gatehouse.common.rpc.channel import BalancedChannel
 from gatehouse.common.rpc.credentials import ServiceCredentials
 from gatehouse.common.rpc.status import from_rpc_error
-from gatehouse.common.runtime.process import EXIT_CONFIG, EXIT_OK, report_issues
+from gatehouse.common.runtime.process import EXIT_CONFIG, EXIT_OK
 from gatehouse.pb import authorize_pb2, authorize_pb2_grpc
 
 EXIT_FAILED: Final = 1
@@ -57,14 +57,8 @@ def explain_live(
     of the caller, 1 when authorize could not be asked or knows no such session or route.
     """
     console = console or Console()
-    made_up = SystemRng().token_bytes(32)
-    try:
-        settings, _ = load_and_resolve(config, environ, random_secret=lambda: made_up)
-    except ConfigError as error:
-        report_issues(error.issues)
-        return EXIT_CONFIG
-    if made_up in settings.shared_secrets:
-        print("shared_secret is not set, so authorize cannot be asked; set it", file=sys.stderr)
+    settings = operator_settings(config, environ)
+    if settings is None:
         return EXIT_CONFIG
     request = authorize_pb2.ExplainRequest(session_id=session_id, route=route)
     ParseDict(dict(facts), request.facts)
@@ -93,6 +87,7 @@ async def ask(
         health_service="",
         credentials=ServiceCredentials(OPERATOR, lambda: settings.shared_secrets, clock),
         ca_pem=settings.ca_bundle_pem,
+        client_certificate=settings.grpc_client_certificate,
         override_name=settings.settings.override_certificate_name,
         clock=clock,
         rng=SystemRng(),
@@ -104,13 +99,6 @@ async def ask(
         raise from_rpc_error(error) from error
     finally:
         await channel.close()
-
-
-def document(answer: authorize_pb2.ExplainResponse) -> dict[str, object]:
-    """An answer as JSON has it, with the names of the message."""
-    return MessageToDict(
-        answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
 
 
 def explanation_of(answer: authorize_pb2.ExplainResponse) -> Explanation:

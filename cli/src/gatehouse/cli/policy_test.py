@@ -20,16 +20,17 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 
+from gatehouse.authorize.core.chosen_route import chosen_route, usual_facts
 from gatehouse.authorize.core.evaluator import Deny
 from gatehouse.authorize.core.explain import Explanation, explain
 from gatehouse.authorize.core.supposition import suppose
-from gatehouse.cli.explain import find_route, show
+from gatehouse.cli.explain import show
 from gatehouse.common.config.documents import DocumentError, parse_yaml_value
 from gatehouse.common.config.issues import ConfigError
 from gatehouse.common.config.resolve import load_and_resolve
@@ -55,10 +56,37 @@ class Case:
     """One case. `expected` holds only what was asked for."""
 
     name: str
+    place: tuple[str | int, ...]
     line: int
     policy: Policy
     facts: Mapping[str, object]
     expected: Mapping[str, object]
+
+
+@dataclass(slots=True)
+class _Document:
+    """Where in the file things stand."""
+
+    lines: Mapping[tuple[str | int, ...], int] = field(default_factory=dict)
+    broken_at: int | None = None  # the line from which on it is no YAML
+
+    def line_of(self, path: tuple[str | int, ...]) -> str:
+        """`:line` of the place, or of the nearest around it that has one."""
+        if self.broken_at is not None:
+            return f":{self.broken_at}"
+        for length in range(len(path), 0, -1):
+            line = self.lines.get(path[:length])
+            if line is not None:
+                return f":{line}"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Common:
+    """A policy, and what holds for every request to its route."""
+
+    policy: Policy
+    facts: Mapping[str, object] = field(default_factory=dict)
 
 
 def policy_test(
@@ -73,15 +101,18 @@ def policy_test(
     `environ`: for the configuration that the file may name. `verbose` explains every failure.
     """
     console = console or Console()
+    document = _Document()
     try:
-        cases = read_cases(file, environ)
+        cases = read_cases(file, environ, document)
         answers = [(case, _ask(case)) for case in cases]
     except PolicyError as error:
         for problem in error.problems:
-            console.print(f"{file}: {problem}", style="red", markup=False, soft_wrap=True)
+            where = f"{file}{document.line_of(problem.path)}"
+            console.print(f"{where}: {problem}", style="red", markup=False, soft_wrap=True)
         return EXIT_UNUSABLE
     except (GatehouseError, OSError) as error:
-        console.print(f"{file}: {error}", style="red", markup=False, soft_wrap=True)
+        why = error.strerror if isinstance(error, OSError) else error
+        console.print(f"{file}: {why}", style="red", markup=False, soft_wrap=True)
         return EXIT_UNUSABLE
     failures = 0
     for case, answer in answers:
@@ -103,35 +134,36 @@ def policy_test(
     return EXIT_FAILED if failures else EXIT_PASSED
 
 
-def read_cases(file: Path, environ: Mapping[str, str]) -> tuple[Case, ...]:
+def read_cases(file: Path, environ: Mapping[str, str], document: _Document) -> tuple[Case, ...]:
     """The cases of a file. PolicyError with the place of what is wrong; OSError."""
     raw = file.read_bytes()
     if len(raw) > _MAX_FILE:
         raise PolicyError(f"the file is larger than {_MAX_FILE} bytes")
     try:
-        value, lines = parse_yaml_value(raw.decode("utf-8"))
+        value, document.lines = parse_yaml_value(raw.decode("utf-8"))
     except UnicodeDecodeError:
         raise PolicyError("the file is not UTF-8 text") from None
     except DocumentError as error:
-        raise PolicyError(f"not YAML: {error}") from None
+        document.broken_at = error.line
+        raise PolicyError(str(error)) from None
     whole = _mapping(value, (), _FILE_KEYS)
     cases = whole.get("cases")
     if not isinstance(cases, list) or not cases:
         raise PolicyError("expected a list of one case or more", ("cases",))
     common = _common_policy(whole, file, environ)
     return tuple(
-        _case(item, index, common, lines.get(("cases", index), 1))
+        _case(item, index, common, document.lines.get(("cases", index), 1))
         for index, item in enumerate(cases)
     )
 
 
 def _common_policy(
     whole: Mapping[str, Any], file: Path, environ: Mapping[str, str]
-) -> Policy | None:
+) -> _Common | None:
     if "policy" in whole:
         if "config" in whole or "route" in whole:
             raise PolicyError("use either policy, or config and route")
-        return _policy(whole["policy"], ("policy",))
+        return _Common(_policy(whole["policy"], ("policy",)))
     if "config" not in whole and "route" not in whole:
         return None
     config, route = whole.get("config"), whole.get("route")
@@ -144,18 +176,20 @@ def _common_policy(
         )
     except ConfigError as error:
         raise PolicyError(f"the configuration cannot be used: {error}", ("config",)) from None
-    found = find_route(settings.routes, route)
+    found = chosen_route(settings.routes, route)
     if found is None:
         raise PolicyError(f"no single route has the id, name or URL {route}", ("route",))
-    return found.policy
+    return _Common(settings.policy_in_force(found), usual_facts(settings, found))
 
 
-def _case(item: object, index: int, common: Policy | None, line: int) -> Case:
+def _case(item: object, index: int, common: _Common | None, line: int) -> Case:
     here = ("cases", index)
     case = _mapping(item, here, _CASE_KEYS)
-    policy = _policy(case["policy"], (*here, "policy")) if "policy" in case else common
-    if policy is None:
+    if "policy" in case:
+        common = _Common(_policy(case["policy"], (*here, "policy")))
+    if common is None:
         raise PolicyError("there is no policy: give the case one, or the file", here)
+    policy = common.policy
     facts = case.get("facts", {})
     if not isinstance(facts, Mapping):
         raise PolicyError("expected an object", (*here, "facts"))
@@ -167,9 +201,10 @@ def _case(item: object, index: int, common: Policy | None, line: int) -> Case:
         raise PolicyError("the case expects nothing: add expect", here)
     return Case(
         name=str(case.get("name", f"case {index + 1}")),
+        place=here,
         line=line,
         policy=policy,
-        facts=facts,
+        facts={**common.facts, **facts},
         expected=_expected(case["expect"], (*here, "expect")),
     )
 
@@ -202,7 +237,7 @@ def _ask(case: Case) -> Explanation:
     try:
         described = suppose(case.facts, case.policy, now_s=0.0)
     except PolicyError as error:
-        raise PolicyError(f"{case.name}: facts.{error}") from None
+        raise error.below(*case.place, "facts") from None
     return explain(case.policy, described.request, described.identity)
 
 

@@ -7,21 +7,17 @@ life: deleting the record revokes the token at once.
 
 from __future__ import annotations
 
-import asyncio
-import datetime as dt
 import math
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
-from rich.table import Table
 
+from gatehouse.cli.listing import cell, listing
+from gatehouse.cli.operator import moment_text, with_databroker
 from gatehouse.common.clock import Clock, Rng, SystemClock, SystemRng
-from gatehouse.common.config.issues import ConfigError
-from gatehouse.common.config.resolve import load_and_resolve
 from gatehouse.common.config.resolved import ResolvedSettings
 from gatehouse.common.config.values import parse_go_duration
 from gatehouse.common.databroker.client import DatabrokerClient
@@ -31,20 +27,15 @@ from gatehouse.common.databroker.records import (
     timestamp_of,
     unpack,
 )
-from gatehouse.common.errors import GatehouseError, InvalidArgumentError, NotFoundError
-from gatehouse.common.extauthz_context import DATABROKER_SERVICE
+from gatehouse.common.errors import InvalidArgumentError, NotFoundError
 from gatehouse.common.ids import SERVICE_ACCOUNT
 from gatehouse.common.jose.hs256 import encode_hs256
-from gatehouse.common.rpc.channel import BalancedChannel
-from gatehouse.common.rpc.credentials import ServiceCredentials
-from gatehouse.common.runtime.process import EXIT_CONFIG, EXIT_OK, report_issues
+from gatehouse.common.runtime.process import EXIT_OK
 from gatehouse.common.session.handle import MAX_ID_LENGTH
 from gatehouse.pb.user_pb2 import ServiceAccount
 
-EXIT_FAILED: Final = 1
 _PAGE: Final = 500
 _MAX_LISTED: Final = 100_000
-_READY_S: Final = 5.0
 
 
 def create(
@@ -79,7 +70,7 @@ def create(
         print(token)
         return EXIT_OK
 
-    return _with_databroker(config, environ, work)
+    return with_databroker(config, environ, work)
 
 
 def list_accounts(
@@ -90,24 +81,21 @@ def list_accounts(
 
     async def work(client: DatabrokerClient, settings: ResolvedSettings) -> int:
         del settings
-        table = Table("id", "user", "description", "made", "ends", "last used", box=None)
+        table = listing("id", "user", "description", "made", "ends", "last used")
         now_s = SystemClock().now_s()
-        async for account in all_accounts(client):
+        accounts = [account async for account in all_accounts(client)]
+        used = await _last_uses(client, accounts)
+        for account in accounts:
             ends = _when(account, "expires_at") or "never"
             if account.HasField("expires_at") and seconds_of(account.expires_at) <= now_s:
                 ends += " (expired)"
-            table.add_row(
-                account.id,
-                account.user_id,
-                account.description,
-                _when(account, "issued_at"),
-                ends,
-                _when(account, "accessed_at") or "-",
-            )
+            last = moment_text(used[account.id]) if account.id in used else ""
+            texts = (account.user_id, account.description, _when(account, "issued_at"), ends, last)
+            table.add_row(*map(cell, (account.id, *texts)))
         console.print(table)
         return EXIT_OK
 
-    return _with_databroker(config, environ, work)
+    return with_databroker(config, environ, work)
 
 
 def revoke(config: Path | None, environ: Mapping[str, str], *, account_id: str) -> int:
@@ -119,7 +107,7 @@ def revoke(config: Path | None, environ: Mapping[str, str], *, account_id: str) 
         print(f"revoked {account_id}", file=sys.stderr)
         return EXIT_OK
 
-    return _with_databroker(config, environ, work)
+    return with_databroker(config, environ, work)
 
 
 async def create_account(
@@ -177,72 +165,15 @@ async def revoke_account(client: DatabrokerClient, account_id: str) -> None:
     await client.delete(SERVICE_ACCOUNT, account_id)
 
 
-def _with_databroker(
-    config: Path | None,
-    environ: Mapping[str, str],
-    work: Callable[[DatabrokerClient, ResolvedSettings], Awaitable[int]],
-) -> int:
-    """Load the settings, do the work as the operator, and turn errors into exit statuses."""
-    made_up: list[bytes] = []
-
-    def no_secret() -> bytes:
-        made_up.append(SystemRng().token_bytes(32))
-        return made_up[0]
-
-    try:
-        settings, _ = load_and_resolve(config, environ, random_secret=no_secret)
-    except ConfigError as error:
-        report_issues(error.issues)
-        return EXIT_CONFIG
-    if made_up:
-        print(
-            "shared_secret is not set: the running services made one up that only they know, "
-            "so that nobody else can speak to the databroker; set shared_secret for all of them",
-            file=sys.stderr,
-        )
-        return EXIT_CONFIG
-
-    async def run() -> int:
-        async with _databroker(settings) as client:
-            return await work(client, settings)
-
-    try:
-        return asyncio.run(run())
-    except GatehouseError as error:
-        print(str(error), file=sys.stderr)
-        return EXIT_CONFIG if isinstance(error, InvalidArgumentError) else EXIT_FAILED
-
-
-@asynccontextmanager
-async def _databroker(settings: ResolvedSettings) -> AsyncIterator[DatabrokerClient]:
-    clock = SystemClock()
-    channel = BalancedChannel(
-        settings.databroker_urls,
-        audience="databroker",
-        health_service=DATABROKER_SERVICE,
-        credentials=ServiceCredentials("operator", lambda: settings.shared_secrets, clock),
-        ca_pem=settings.ca_bundle_pem,
-        override_name=settings.settings.override_certificate_name,
-        lookup_family=str(settings.settings.dns_lookup_family),
-        clock=clock,
-        rng=SystemRng(),
-    )
-    stop = asyncio.Event()
-    try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(channel.run(stop), name="databroker channel")
-            try:
-                await channel.ready_channel(_READY_S)
-                yield DatabrokerClient(channel)
-            finally:
-                stop.set()
-    except ExceptionGroup as errors:  # one error is one error, whichever task met it
-        known = errors.subgroup(GatehouseError)
-        if known is None or len(known.exceptions) != len(errors.exceptions):
-            raise
-        raise known.exceptions[0] from errors
-    finally:
-        await channel.close()
+async def _last_uses(
+    client: DatabrokerClient, accounts: Sequence[ServiceAccount]
+) -> Mapping[str, float]:
+    """When accounts were last used, Unix seconds; written down once a minute."""
+    used: dict[str, float] = {}
+    for first in range(0, len(accounts), _PAGE):
+        ids = [account.id for account in accounts[first : first + _PAGE]]
+        used.update(await client.access_times(SERVICE_ACCOUNT, ids))
+    return used
 
 
 def _lifetime_s(text: str) -> float | None:
@@ -257,5 +188,4 @@ def _lifetime_s(text: str) -> float | None:
 def _when(account: ServiceAccount, name: str) -> str:
     if not account.HasField(name):  # type: ignore[arg-type]  # a field chosen by name
         return ""
-    moment = dt.datetime.fromtimestamp(seconds_of(getattr(account, name)), dt.UTC)
-    return moment.strftime("%Y-%m-%d %H:%M:%SZ")
+    return moment_text(seconds_of(getattr(account, name)))

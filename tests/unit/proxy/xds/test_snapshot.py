@@ -9,9 +9,12 @@ import pytest
 from envoy.extensions.clusters.common.dns.v3 import dns_pb2
 from envoy.extensions.clusters.dns.v3 import dns_cluster_pb2
 from envoy.extensions.filters.http.ext_authz.v3 import ext_authz_pb2
+from envoy.extensions.transport_sockets.quic.v3 import quic_transport_pb2
 
 from gatehouse.common.config.resolved import ListenAddress, ResolvedSettings
+from gatehouse.common.ids import RouteId
 from gatehouse.proxy.core.xds.resource import CLUSTER, LISTENER, ROUTE_CONFIGURATION, SECRET
+from gatehouse.proxy.core.xds.resources.bootstrap import CONTROL_PLANE_GRPC
 from gatehouse.proxy.core.xds.snapshot import build_snapshot
 from gatehouse.proxy.errors import SnapshotError
 from tests.support.envoy import environment, messages, resolved
@@ -221,24 +224,52 @@ def test_adding_or_removing_a_sharing_route_leaves_the_shared_cluster_alone():
     assert both.resources[CLUSTER] == one.resources[CLUSTER]
 
 
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_an_inserted_route_renames_nothing_that_was_there(place: int):
+    """Statistics, declared decisions and open streams are known by these names."""
+    written = [
+        route(prefix="/a"),
+        route(prefix="/b", name="mine"),
+        route(prefix="/c", to="http://127.0.0.1:8002"),
+    ]
+    more = [*written[:place], route(prefix="/new", to="http://127.0.0.1:8003"), *written[place:]]
+    before, after = config(*written), config(*more)
+    kept = [each for each in policy_routes(after) if each.match.prefix != "/new"]
+    assert kept == policy_routes(before)
+    one, two = build_snapshot(before, ENVIRONMENT), build_snapshot(after, ENVIRONMENT)
+    assert one.resources[LISTENER] == two.resources[LISTENER]
+    known = one.resources[CLUSTER]
+    assert {name: two.resources[CLUSTER][name] for name in known} == known
+    assert len(two.resources[CLUSTER]) == len(known) + 1
+
+
+def test_r57_http3_takes_no_early_data():
+    """What is sent before the handshake is over can be sent again by anybody who saw it."""
+    found = messages(build_snapshot(config(route(), codec_type="http3"), ENVIRONMENT))[LISTENER]
+    (quic,) = (each for each in found if each.name == "quic-ingress")
+    for chain in quic.filter_chains:
+        transport = quic_transport_pb2.QuicDownstreamTransport()
+        assert chain.transport_socket.typed_config.Unpack(transport)
+        assert transport.HasField("enable_early_data")
+        assert not transport.enable_early_data.value
+
+
 def test_our_own_paths_come_first_on_every_host_and_probes_are_not_decided():
     found = virtual_hosts(config(route(), route(**{"from": "https://*.w.example.com"})))
     assert list(found)[-1] == "catch-all"
     for name in ("app.example.com", "catch-all"):
-        first = found[name].routes[:6]
-        assert [each.match.path or each.match.prefix for each in first] == [
-            "/ping",
-            "/healthz",
-            "/.pomerium",
-            "/.pomerium/",
-            "/.well-known/pomerium",
-            "/.well-known/pomerium/",
+        first = found[name].routes[:4]
+        assert [(each.match.path, each.match.path_separated_prefix) for each in first] == [
+            ("/ping", ""),
+            ("/healthz", ""),
+            ("", "/.pomerium"),
+            ("", "/.well-known/pomerium"),
         ]
         disabled = [
             b"\x08\x01" in bytes(each.typed_per_filter_config["envoy.filters.http.ext_authz"].value)
             for each in first
         ]
-        assert disabled == [True, True, False, False, False, False]
+        assert disabled == [True, True, False, False]
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
@@ -263,9 +294,12 @@ def test_scripts_know_whether_a_hop_in_front_is_trusted():
 
 def test_the_authenticate_host_leads_to_the_service_beside_us():
     found = virtual_hosts(config(route()))["authenticate.example.com"]
-    where = {each.match.path or each.match.prefix: each.route.cluster for each in found.routes}
+    where = {
+        each.match.path or each.match.path_separated_prefix or each.match.prefix: each.route.cluster
+        for each in found.routes
+    }
     assert where["/ping"] == "pomerium-control-plane-http"
-    assert {where[path] for path in ("/", "/oauth2/callback", "/.pomerium", "/.pomerium/")} == {
+    assert {where[path] for path in ("/", "/oauth2/callback", "/.pomerium")} == {
         "pomerium-authenticate"
     }
 
@@ -279,11 +313,12 @@ def test_a_proxy_before_a_remote_authenticate_leaves_its_host_alone():
     )
     found = virtual_hosts(settings)
     (only,) = found["authenticate.example.com"].routes
-    assert only.name == "policy-0"
+    assert only.name.startswith("policy-")
     value = bytes(only.typed_per_filter_config["envoy.filters.http.ext_authz"].value)
     assert value == b"\x08\x01"  # disabled: true
     # Nobody decides, and nothing is cleaned.
-    assert dict(only.metadata.filter_metadata["envoy.filters.http.lua"]) == {"undecided": True}
+    told = dict(only.metadata.filter_metadata["envoy.filters.http.lua"])
+    assert told == {"undecided": True, "mark": told["mark"]}
     assert "pomerium-authenticate" not in clusters(settings)
 
 
@@ -302,9 +337,23 @@ def test_ports_of_hosts():
     assert list(off["app.example.com"].domains) == ["app.example.com", "app.example.com:443"]
 
 
-def response_headers(settings: ResolvedSettings) -> dict[str, str]:
-    (only,) = policy_routes(settings)
-    return {each.header.key: each.header.value for each in only.response_headers_to_add}
+def response_headers(settings: ResolvedSettings, name: str = "", at: int = 0) -> dict[str, str]:
+    """Of one route, or the configured one at a place: its own, or its virtual host's, never some
+    of each."""
+    host = virtual_hosts(settings)["app.example.com"]
+    name = name or f"policy-{settings.routes[at].id}"
+    (only,) = [each for each in host.routes if each.name == name]
+    assert not (only.response_headers_to_add and host.response_headers_to_add)
+    found = only.response_headers_to_add or host.response_headers_to_add
+    return {each.header.key: each.header.value for each in found}
+
+
+def test_a_route_with_response_headers_of_its_own_leaves_those_of_its_neighbours():
+    routes = (route(set_response_headers={"disable": "true"}), route(prefix="/b"))
+    settings = config(*routes, set_response_headers={"X-A": "1"})
+    assert response_headers(settings) == {}
+    assert response_headers(settings, at=1) == {"x-a": "1"}
+    assert response_headers(settings, "pomerium-control-plane-http-/ping") == {"x-a": "1"}
 
 
 def test_response_headers():
@@ -313,6 +362,9 @@ def test_response_headers():
     bare = replace(config(route()), certificates=())
     bare = replace(bare, fallback_certificate=config(route()).certificates[0])
     assert "strict-transport-security" not in response_headers(bare)
+    (pair,) = config(route()).certificates
+    derived = replace(bare, certificates=(replace(pair, source="tls_derive"),))
+    assert "strict-transport-security" not in response_headers(derived)
     custom = {"X-A": "1", "X-B": "2"}
     merged = config(route(set_response_headers={"X-B": "3"}), set_response_headers=custom)
     assert response_headers(merged) == {"x-a": "1", "x-b": "3"}
@@ -364,6 +416,38 @@ def test_two_routes_of_one_name_and_id_cannot_be_built():
     build_snapshot(replace(settings, routes=(one, same)), ENVIRONMENT)
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("pomerium", "authorize"), ("x", "y")),
+        (("pomerium-control-plane", "http"), ("pomerium-control-plane", "grpc")),
+        (("a-b", "c"), ("a", "b-c")),
+    ],
+)
+def test_r60_a_record_takes_nobodys_cluster(first: tuple[str, str], second: tuple[str, str]):
+    """Else its upstream decides for all, or the whole configuration cannot be built."""
+    settings = config(route(prefix="/a"), route(prefix="/b"))
+    stored = [
+        replace(
+            one,
+            id=RouteId(id_),
+            stat_name=name,
+            is_stored=True,
+            upstreams=(replace(one.upstreams[0], port=9000 + number),),
+        )
+        for number, (one, (name, id_)) in enumerate(
+            zip(settings.routes, (first, second), strict=True)
+        )
+    ]
+    plain = build_snapshot(settings, ENVIRONMENT).resources[CLUSTER]
+    found = build_snapshot(replace(settings, routes=tuple(stored)), ENVIRONMENT).resources[CLUSTER]
+    own = {name for name in plain if name.startswith("pomerium-")}
+    assert "pomerium-authorize" in own
+    assert {found[name].body for name in own} == {plain[name].body for name in own}
+    assert len(found) == len(own) + 2
+    assert CONTROL_PLANE_GRPC not in found  # it is Envoy's from the beginning
+
+
 def test_a_thousand_routes_are_built_in_a_moment():
     routes = [
         route(**{"from": f"https://h{index}.example.com", "to": f"http://127.0.0.1:{9000 + index}"})
@@ -371,7 +455,7 @@ def test_a_thousand_routes_are_built_in_a_moment():
     ]
     settings = config(*routes)
     snapshot = build_snapshot(settings, ENVIRONMENT)
-    assert len(snapshot.resources[CLUSTER]) == 1003
+    assert len(snapshot.resources[CLUSTER]) == 1004
 
 
 @pytest.mark.parametrize(("wanted", "family"), [(True, "V4_ONLY"), (False, "V4_PREFERRED")])
@@ -383,3 +467,24 @@ def test_googles_serverless_hosts_are_asked_for_by_ipv4_alone(*, wanted: bool, f
     dns = dns_cluster_pb2.DnsCluster()
     assert cluster.cluster_type.typed_config.Unpack(dns)
     assert dns.dns_lookup_family == dns_pb2.DnsLookupFamily.Value(family)
+
+
+def test_our_own_services_are_looked_up_again_whatever_the_ttl():
+    """Docker's name server hands out ten minutes: new replicas were not used for so long."""
+    settings = config(
+        route(**{"from": "https://authenticate.example.com", "to": "https://authenticate:8443"}),
+        route(to="http://wiki.example.net"),
+        services="proxy",
+        authenticate_service_url="https://authenticate.example.com",
+        authorize_service_url="http://authorize:5443",
+        databroker_service_url="http://databroker:5443",
+    )
+    respects = {}
+    for cluster in clusters(settings).values():
+        dns = dns_cluster_pb2.DnsCluster()
+        if cluster.cluster_type.typed_config.Unpack(dns):
+            host = cluster.load_assignment.endpoints[0].lb_endpoints[0].endpoint
+            respects[host.address.socket_address.address] = dns.respect_dns_ttl
+    assert respects.pop("authorize") is False
+    assert respects.pop("authenticate") is False
+    assert set(respects.values()) == {True}

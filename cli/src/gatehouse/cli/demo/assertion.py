@@ -17,7 +17,7 @@ from typing import Any, Final
 import httpx
 import jwt
 
-from gatehouse.cli.demo.local_client import local_client
+from gatehouse.cli.demo.local_client import local_client, network_client
 from gatehouse.common.clock import Clock, SystemClock
 
 HEADER: Final = "x-pomerium-jwt-assertion"
@@ -114,11 +114,15 @@ class AssertionVerifier:
             return self._keys.get(kid)
 
 
-def keys_from(url: str, authority: Path) -> FetchKeys:
-    """Return what fetches the key set from a URL of this machine's Gatehouse."""
+def keys_from(url: str, authority: Path, *, here: bool = True) -> FetchKeys:
+    """Return what fetches the key set from a URL of this machine's Gatehouse.
+
+    `here` False: the name in it is looked up, as on a network of containers.
+    """
+    client_of = local_client if here else network_client
 
     async def fetch() -> Mapping[str, Any]:
-        async with local_client(authority) as client, client.stream("GET", url) as response:
+        async with client_of(authority) as client, client.stream("GET", url) as response:
             response.raise_for_status()
             body = bytearray()
             async for chunk in response.aiter_bytes():

@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gatehouse.cli.demo.loopback import open_loopback, serve_loopback
+from gatehouse.cli.demo.loopback import open_loopback, serve_listener
 from gatehouse.cli.demo.pages import demo_page
 from gatehouse.cli.demo.provider_grants import (
     Client,
@@ -316,7 +316,7 @@ async def serve(
     keys = await asyncio.to_thread(ProviderKeys)
     issuer = f"http://localhost:{listener.getsockname()[1]}"
     provider = DevelopmentProvider(issuer, clients, keys=keys)
-    await serve_loopback(
+    await serve_listener(
         provider.app(), listener, stop, None if ready is None else lambda: ready(issuer)
     )
 

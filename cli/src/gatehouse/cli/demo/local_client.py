@@ -63,3 +63,9 @@ def local_client(authority: Path, **options: Any) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         transport=LocalTransport(context), timeout=_TIMEOUT_S, trust_env=False, **options
     )
+
+
+def network_client(authority: Path, **options: Any) -> httpx.AsyncClient:
+    """Return a client that trusts `authority` only and looks every name up. No redirects."""
+    context = ssl.create_default_context(cafile=str(authority))
+    return httpx.AsyncClient(verify=context, timeout=_TIMEOUT_S, trust_env=False, **options)

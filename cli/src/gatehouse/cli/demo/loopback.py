@@ -1,4 +1,4 @@
-"""Answers how the demo's own servers listen: on loopback, or not at all."""
+"""Answers how the demo's own servers listen: the provider on loopback, or not at all."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from gatehouse.common.errors import FailedPreconditionError, InvalidArgumentErro
 _BACKLOG: Final = 128
 _MAX_MESSAGE_BYTES: Final = 64 * 1024  # of a WebSocket
 _GRACE_S: Final = 2.0
+_IDLE_TIMEOUT_S: Final = 2 * 3600.0  # longer than Envoy's, so that it is never we who close
 
 
 def open_loopback(host: str, port: int, *, what: str) -> socket.socket:
@@ -36,6 +37,14 @@ def open_loopback(host: str, port: int, *, what: str) -> socket.socket:
             f"{what} is for development and listens on loopback only: {host or 'all addresses'!r} "
             "is refused; use 127.0.0.1, ::1 or localhost"
         )
+    return open_listener(address, port, what=what)
+
+
+def open_listener(address: str, port: int, *, what: str) -> socket.socket:
+    """Return a socket that listens on this address of any interface.
+
+    Raises FailedPreconditionError when that cannot be done.
+    """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -56,7 +65,7 @@ def open_loopback(host: str, port: int, *, what: str) -> socket.socket:
     return listener
 
 
-async def serve_loopback(
+async def serve_listener(
     app: Any, listener: socket.socket, stop: asyncio.Event, ready: Callable[[], None] | None = None
 ) -> None:
     """Serve the ASGI app (HTTP/1.1, h2c, WebSocket) until `stop`; closes the listener.
@@ -69,6 +78,7 @@ async def serve_loopback(
     config.accesslog = None
     config.errorlog = None
     config.graceful_timeout = _GRACE_S
+    config.keep_alive_timeout = _IDLE_TIMEOUT_S
     config.websocket_max_message_size = _MAX_MESSAGE_BYTES
     config.h11_max_incomplete_size = 32 * 1024
     config.include_server_header = False

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from gatehouse.cli.demo.certificates import Certificates, ensure_certificates
-from gatehouse.cli.demo.files import write_file
 from gatehouse.cli.demo.provider_grants import Client
+from gatehouse.cli.files import write_file
 from gatehouse.common.clock import Rng, SystemRng
 from gatehouse.common.errors import FailedPreconditionError, InvalidArgumentError
 
@@ -165,15 +165,24 @@ databroker_storage_connection_string: {_text(f"file://{demo.state / 'databroker'
 grpc_address: 127.0.0.1:{ports.grpc_port}
 grpc_insecure: true
 health_check_addr: 127.0.0.1:{ports.health_port}
+shutdown_delay: 0s               # nobody but this machine asks: Ctrl-C ends it at once
 
 # Besides the signed statement, tell applications these two in headers of their own.
 jwt_claims_headers:
   X-Pomerium-Claim-Email: email
   X-Pomerium-Claim-Name: name
 
+# Who may ask why somebody is let in or not: https://app.localhost, path /.pomerium/explain
+explain_policy:
+  allow:
+    or:
+      - email: ada@example.com
+
 routes:
   # Anybody who has signed in. The application is told who is asking.
   - from: https://app.localhost
+    name: Sample application
+    description: Shows who Gatehouse says is asking.
     to: {upstream}
     allow_any_authenticated_user: true
     pass_identity_headers: true
@@ -181,6 +190,8 @@ routes:
 
   # Only Ada. Sign in as somebody else to be refused.
   - from: https://admin.localhost
+    name: Administration
+    description: For Ada alone.
     to: {upstream}
     pass_identity_headers: true
     policy:
@@ -191,6 +202,8 @@ routes:
 
   # Everybody, without signing in. The application is told nothing.
   - from: https://public.localhost
+    name: Public page
+    description: Open to everybody, signed in or not.
     to: {upstream}
     allow_public_unauthenticated_access: true
 """

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 from starlette.websockets import WebSocket
 
 from gatehouse.cli.demo.assertion import HEADER, AssertionVerifier, Standing
-from gatehouse.cli.demo.loopback import open_loopback, serve_loopback
+from gatehouse.cli.demo.loopback import open_loopback, serve_listener
 from gatehouse.cli.demo.pages import demo_page
 
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -120,7 +120,7 @@ async def serve(
     listener = open_loopback(host, port, what="the sample application")
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     app = SampleApplication(verifier).app()
-    await serve_loopback(app, listener, stop, None if ready is None else lambda: ready(url))
+    await serve_listener(app, listener, stop, None if ready is None else lambda: ready(url))
 
 
 def _path(request: Request) -> str:

@@ -8,6 +8,8 @@ from gatehouse.common.pages import Link, link_to
 from gatehouse.common.pages.refusal import RefusedRequestError
 
 _ASK_ADMINISTRATOR = "If it goes on, send the request ID below to your administrator."
+# The last one is Apple's: somebody pressed Cancel.
+_DENIALS = frozenset({"access_denied", "unauthorized_client", "user_cancelled_authorize"})
 _START_AGAIN = "Open the application again from its own address."
 
 
@@ -45,14 +47,14 @@ def bad_state(message: str, *, reason: str, retry: str = "") -> RefusedRequestEr
     )
 
 
-def sign_in_too_slow(retry: str) -> RefusedRequestError:
+def sign_in_too_slow(retry: str, *, limit_s: float) -> RefusedRequestError:
     """400: the round trip took longer than state and PKCE cookie live."""
     return RefusedRequestError(
         HTTPStatus.BAD_REQUEST,
         "This sign-in took too long",
         message="the round trip to the identity provider is over its limit",
         reason="state-expired",
-        detail="For your safety a sign-in must be finished within 15 minutes.",
+        detail=f"For your safety a sign-in must be finished within {limit_s / 60:g} minutes.",
         next_steps=("Try again; your identity provider may still know you.",),
         links=retry_link(retry),
     )
@@ -60,7 +62,7 @@ def sign_in_too_slow(retry: str) -> RefusedRequestError:
 
 def provider_refused(error: str, *, retry: str) -> RefusedRequestError:
     """401 or 400: the identity provider answered with an error instead of a code."""
-    denied = error in {"access_denied", "unauthorized_client"}
+    denied = error in _DENIALS
     return RefusedRequestError(
         HTTPStatus.UNAUTHORIZED if denied else HTTPStatus.BAD_REQUEST,
         "Your identity provider did not sign you in",

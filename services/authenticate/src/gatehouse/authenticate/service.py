@@ -10,7 +10,6 @@ import grpc.aio
 import httpx
 
 from gatehouse.authenticate.edge.http import AuthenticateEndpoints
-from gatehouse.authenticate.edge.providers import ProviderPool
 from gatehouse.authenticate.edge.response_headers import with_global_headers
 from gatehouse.authenticate.edge.session_writer import SessionWriter
 from gatehouse.common.config.hub import Commit
@@ -18,14 +17,17 @@ from gatehouse.common.config.issues import ConfigError, Issue, Severity
 from gatehouse.common.config.resolved import CertificatePair, ResolvedSettings, ServiceName
 from gatehouse.common.databroker.client import DatabrokerClient
 from gatehouse.common.databroker.connection import DatabrokerConnection
+from gatehouse.common.errors import GatehouseError
 from gatehouse.common.identity.http_client import close_all, http_client
+from gatehouse.common.identity.pool import ProviderPool
 from gatehouse.common.observability.logging import get_logger
 from gatehouse.common.runtime.asgi_limits import App
 from gatehouse.common.runtime.context import ProcessContext
-from gatehouse.common.runtime.http_server import serve_http
+from gatehouse.common.runtime.http_server import ServerTls, serve_http
 
 HEALTH_CHECK: Final = "authenticate.service"
 _GRACE_S: Final = 5.0
+_ASK_AGAIN_S: Final = 2.0  # at the start, unless the databroker is back before
 
 
 class AuthenticateService:
@@ -36,8 +38,8 @@ class AuthenticateService:
     def __init__(self, context: ProcessContext) -> None:
         self._context = context
         self._log = get_logger(self.name)
-        self._certificates = _server_certificates(context.config.current)
-        self._relisten = asyncio.Event()
+        self._tls: ServerTls | None = None
+        self._certificates: tuple[CertificatePair, ...] = ()  # what it shows
         self._databroker = DatabrokerConnection(context, self.name)
         http = http_client(context.config.current.ca_bundle_pem)
         self._clients = [http]
@@ -55,30 +57,45 @@ class AuthenticateService:
         """Serve until `stop`, then finish open requests."""
         context = self._context
         hub = context.config
+        databroker = DatabrokerClient(self._databroker, clock=context.clock)
         endpoints = AuthenticateEndpoints(
             settings_of=lambda: hub.current,
-            sessions=SessionWriter(
-                DatabrokerClient(self._databroker, clock=context.clock), context.clock
-            ),
+            sessions=SessionWriter(databroker, context.clock),
             providers=self._providers,
             clock=context.clock,
             rng=context.rng,
             log=self._log,
         )
         app = cast("App", endpoints.app().asgi)
-
-        def on_listening() -> None:
-            context.health.set_running(HEALTH_CHECK)
-            ready()
-
-        channel_stop = asyncio.Event()
+        listening, channel_stop = asyncio.Event(), asyncio.Event()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._databroker.run(channel_stop), name="databroker channel")
-                await self._serve(app, stop, on_listening)
+                starting = tasks.create_task(
+                    self._start(databroker, listening, ready), name="authenticate start"
+                )
+                await self._serve(app, stop, listening.set)
+                starting.cancel()
                 channel_stop.set()
         finally:
             await close_all(self._clients)
+
+    async def _start(
+        self, databroker: DatabrokerClient, listening: asyncio.Event, ready: Callable[[], None]
+    ) -> None:
+        """Call `ready` once requests are taken and the databroker has answered.
+
+        Without it no sign-in can be kept. A databroker that goes away later does not make
+        authenticate unready: other replicas of it would meet the same.
+        """
+        health = self._context.health
+        await listening.wait()
+        while (problem := await _no_answer(databroker)) is not None:
+            self._log.warning("not ready", error=problem)
+            health.set_error(HEALTH_CHECK, problem)
+            await databroker.wait_recovery(_ASK_AGAIN_S)
+        health.set_running(HEALTH_CHECK)
+        ready()
 
     async def _serve(self, app: App, stop: asyncio.Event, on_listening: Callable[[], None]) -> None:
         """Listen behind Envoy if it runs in this process, else on `address` with our own TLS."""
@@ -93,39 +110,17 @@ class AuthenticateService:
                 grace_s=grace_s,
             )
             return
-        app = with_global_headers(app, lambda: context.config.current)
-        while not stop.is_set():
-            self._relisten.clear()
-            await self._serve_address(app, stop, on_listening, grace_s)
-
-    async def _serve_address(
-        self,
-        app: App,
-        stop: asyncio.Event,
-        on_listening: Callable[[], None],
-        grace_s: float,
-    ) -> None:
-        """Listen until `stop` or until there are other certificates to listen with."""
-        context = self._context
-        end = asyncio.Event()
-
-        async def end_on(event: asyncio.Event) -> None:
-            await event.wait()
-            end.set()
-
-        async with asyncio.TaskGroup() as tasks:
-            watches = [tasks.create_task(end_on(event)) for event in (stop, self._relisten)]
-            await serve_http(
-                app,
-                stop=end,
-                address=context.config.current.address,
-                certificates=self._certificates,
-                key_dir=context.run_dir,
-                ready=on_listening,
-                grace_s=grace_s,
-            )
-            for watch in watches:
-                watch.cancel()
+        self._certificates = _server_certificates(context.config.current)
+        if self._certificates:
+            self._tls = ServerTls(self._certificates, context.run_dir)
+        await serve_http(
+            with_global_headers(app, lambda: context.config.current),
+            stop=stop,
+            address=context.config.current.address,
+            tls=self._tls,
+            ready=on_listening,
+            grace_s=grace_s,
+        )
 
     async def _prepare(self, new: ResolvedSettings) -> Commit:
         current = self._context.config.current
@@ -141,6 +136,9 @@ class AuthenticateService:
                 )
             )
         certificates = _server_certificates(new)
+        replace: Callable[[], None] | None = None
+        if self._tls is not None and certificates not in ((), self._certificates):
+            replace = self._tls.prepare(certificates)
         client: httpx.AsyncClient | None = None
         if new.ca_bundle_pem != current.ca_bundle_pem:
             client = http_client(new.ca_bundle_pem)
@@ -152,9 +150,9 @@ class AuthenticateService:
                 # The old client is closed at the end: requests may still be using it.
                 self._clients.append(client)
                 self._providers.use_client(client)
-            if certificates != self._certificates:
+            if replace is not None:
                 self._certificates = certificates
-                self._relisten.set()
+                replace()
 
         return commit
 
@@ -162,6 +160,15 @@ class AuthenticateService:
 def build(context: ProcessContext) -> AuthenticateService:
     """The service, built and not yet running."""
     return AuthenticateService(context)
+
+
+async def _no_answer(databroker: DatabrokerClient) -> str | None:
+    """Why the databroker does not answer; None if it does."""
+    try:
+        await databroker.server_info()
+    except GatehouseError as error:
+        return f"the databroker has not answered yet: {error}"
+    return None
 
 
 def _server_certificates(settings: ResolvedSettings) -> tuple[CertificatePair, ...]:

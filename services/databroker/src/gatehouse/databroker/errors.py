@@ -24,6 +24,25 @@ class StorageUnusableError(FailedPreconditionError):
     default_reason = "storage-unusable"
 
 
+class WrongSecretError(StorageUnusableError):
+    """The store's keys do not open with the shared secrets in force."""
+
+    default_reason = "storage-wrong-secret"
+
+
+class ClearStoreError(StorageUnusableError):
+    """The store is of a version that did not encrypt, so that what it holds cannot be trusted."""
+
+    default_reason = "storage-in-clear"
+
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            f"{where} has records in clear, of a version before encryption at rest; whoever could "
+            "write there may have made them, so they are not taken over: begin with an empty "
+            "store, and import what 'gatehouse databroker export' of that version wrote"
+        )
+
+
 class SlowSubscriberError(AbortedError):
     """A stream was read so slowly that changes it had not read yet are no longer at hand."""
 

@@ -11,29 +11,40 @@ from typing import Final, cast
 import grpc.aio
 
 from gatehouse.common.config.hub import Commit
+from gatehouse.common.config.model import CodecType
 from gatehouse.common.config.resolved import ResolvedSettings
 from gatehouse.common.databroker.client import DatabrokerClient
 from gatehouse.common.databroker.connection import DatabrokerConnection
 from gatehouse.common.extauthz_context import AUTHORIZE_CLUSTER
 from gatehouse.common.observability.logging import get_logger
-from gatehouse.common.pages import envoy_error_template
+from gatehouse.common.pages import envoy_error_template, security_headers
+from gatehouse.common.pages.branding import branding_of
 from gatehouse.common.rpc.credentials import LIFETIME_S, ServiceCredentials
+from gatehouse.common.rpc.service_connection import ServiceConnection
 from gatehouse.common.runtime.asgi_limits import App
-from gatehouse.common.runtime.context import ProcessContext
+from gatehouse.common.runtime.context import ProcessContext, authorize_sockets
 from gatehouse.common.runtime.http_server import serve_http
+from gatehouse.common.runtime.metrics_server import telemetry_name
 from gatehouse.common.runtime.supervise import wait_or_stop
 from gatehouse.proxy.core.xds.resource import LISTENER, ROUTE_CONFIGURATION, serialize
 from gatehouse.proxy.core.xds.resources.access_log import log_level
 from gatehouse.proxy.core.xds.resources.bootstrap import bootstrap
 from gatehouse.proxy.core.xds.snapshot import Snapshot, SnapshotEnvironment, build_snapshot
 from gatehouse.proxy.edge.ads import AdsServer
+from gatehouse.proxy.edge.authorize_client import AUTHORIZE, AuthorizeClient
+from gatehouse.proxy.edge.change_watch import ChangeWatch
+from gatehouse.proxy.edge.decision_metrics import DecisionCollector, GuardCollector
+from gatehouse.proxy.edge.decision_table import ChangeTable, DecisionCounters
 from gatehouse.proxy.edge.envoy_admin import EnvoyAdmin
 from gatehouse.proxy.edge.envoy_binary import envoy_version, find_envoy_binary
 from gatehouse.proxy.edge.envoy_log import envoy_level
+from gatehouse.proxy.edge.envoy_metrics import EnvoyCollector
 from gatehouse.proxy.edge.envoy_process import EnvoyCommand, EnvoyProcess, usable_cpus
 from gatehouse.proxy.edge.http_endpoints import build_app
 from gatehouse.proxy.edge.machine import has_ipv6, system_ca_pem
+from gatehouse.proxy.edge.memory import MemoryGauge, watch_memory, write_saturation
 from gatehouse.proxy.edge.secret_files import SecretFiles
+from gatehouse.proxy.edge.stream_guard import StreamGuard
 from gatehouse.proxy.errors import EnvoyRefusedError, EnvoyUnavailableError
 
 PROXY_CHECK: Final = "proxy.service"
@@ -62,14 +73,36 @@ class ProxyService:
             context.clock,
             context.rng,
             warming_clusters=self._admin.warming_clusters,
+            spans=context.spans.submit,
         )
         self._databroker = DatabrokerConnection(context, self.name)
+        self._authorize = ServiceConnection(context, self.name, AUTHORIZE)
         self._files = SecretFiles(context.run_dir / "envoy-files")
         self._machine: tuple[bytes, bool] = (b"", False)  # trusted roots, IPv6
         self._jwt: tuple[bytes, float, str] | None = None  # secret, when made, token
         self._envoy: EnvoyProcess | None = None
         self._look_again = asyncio.Event()
         self._live = asyncio.Event()
+        self._memory = MemoryGauge()
+        self._saturation_file = context.run_dir / "memory-saturation"
+        self._counted = EnvoyCollector(
+            lambda: None if self._envoy is None else self._envoy.pid, self._memory.group
+        )
+        context.metrics.envoy = self._envoy_numbers
+        context.metrics.collectors.append(self._counted)
+        self._decision_table = context.run_dir / "decision-table"
+        self._decision_counters = context.run_dir / "decision-counters"
+        self._databroker_client = DatabrokerClient(self._databroker, clock=context.clock)
+        table = ChangeTable(self._decision_table)
+        self._guard_socket = context.run_dir / "stream-guard.sock"
+        self._guard = StreamGuard(self._authorize, table, context.clock)
+        self._changes = ChangeWatch(
+            self._databroker_client, table, context.clock, self._guard.changed
+        )
+        context.metrics.collectors.append(GuardCollector(self._guard))
+        counters = DecisionCounters(self._decision_counters)
+        context.metrics.collectors.append(DecisionCollector(counters))
+        context.metrics.build["envoy_version"] = envoy_version()
         context.health.expect(PROXY_CHECK)
         context.health.expect(ENVOY_CHECK)
 
@@ -91,12 +124,20 @@ class ProxyService:
         envoy = self._envoy_process(binary, hub.current)
         self._envoy = envoy
         hub.join(self.name, self._prepare)
-        databroker = DatabrokerClient(self._databroker, clock=context.clock)
-        app = build_app(lambda: hub.current, databroker, context.clock, context.rng)
+        self._remember(hub.current)
+        app = build_app(
+            lambda: hub.current,
+            self._databroker_client,
+            AuthorizeClient(self._authorize),
+            context.clock,
+            context.rng,
+        )
         envoy_stop, rest_stop = asyncio.Event(), asyncio.Event()
-        listening, pages = asyncio.Event(), asyncio.Event()
+        listening, pages, guarding = asyncio.Event(), asyncio.Event(), asyncio.Event()
         async with self._admin, asyncio.TaskGroup() as tasks:
             tasks.create_task(self._databroker.run(rest_stop), name="databroker channel")
+            tasks.create_task(self._authorize.run(rest_stop), name="authorize channel")
+            tasks.create_task(self._changes.run(rest_stop), name="change table")
             tasks.create_task(
                 self._ads.run(context.xds_socket, rest_stop, listening.set), name="ads"
             )
@@ -110,8 +151,12 @@ class ProxyService:
                 ),
                 name="pages",
             )
-            await listening.wait()
-            await pages.wait()
+            tasks.create_task(
+                self._guard.run(self._guard_socket, rest_stop, guarding.set), name="stream guard"
+            )
+            tasks.create_task(self._watch_memory(rest_stop), name="memory")
+            for begun in (listening, pages, guarding):
+                await begun.wait()
             running = tasks.create_task(envoy.run(envoy_stop), name="envoy")
             tasks.create_task(self._watch_envoy(rest_stop), name="envoy watch")
             tasks.create_task(self._renew_jwt(rest_stop), name="envoy jwt")
@@ -125,16 +170,18 @@ class ProxyService:
     async def drain(self) -> None:
         """Send clients elsewhere and wait until no request is active or the grace is nearly over.
 
-        Authorize, authenticate and the pages must still answer meanwhile.
+        Connections are accepted meanwhile, for the process's delay at least: balancers need a
+        moment to see that it is not ready. Authorize, authenticate and the pages must still answer.
         """
         loop = asyncio.get_running_loop()
+        earliest = loop.time() + self._context.delay_s
         deadline = loop.time() + max(0.0, self._context.grace_s - _DRAIN_RESERVE_S)
         if self._envoy is None or self._envoy.pid is None:
             return
         quiet = 0
         try:
             await self._admin.drain()
-            while loop.time() < deadline and quiet < _DRAIN_QUIET_POLLS:
+            while loop.time() < deadline and (quiet < _DRAIN_QUIET_POLLS or loop.time() < earliest):
                 active = await self._admin.active_requests()
                 quiet = quiet + 1 if active == 0 else 0
                 await asyncio.sleep(_DRAIN_POLL_S)
@@ -149,14 +196,24 @@ class ProxyService:
     async def _prepare(self, new: ResolvedSettings) -> Commit:
         """Everything slow or doubtful; `commit` only hands the result to the streams."""
         snapshot = await self._build(new)
-        move = await self._databroker.prepare(new)
+        moves = (await self._databroker.prepare(new), await self._authorize.prepare(new))
 
         def commit() -> None:
-            move()
+            for move in moves:
+                move()
+            # Before Envoy is told: what was decided under the old settings ends first.
+            self._remember(new)
             self._ads.publish(snapshot)
             self._look_again.set()
 
         return commit
+
+    def _remember(self, settings: ResolvedSettings) -> None:
+        keys = settings.settings
+        # The listener of HTTP/3 has an interpreter of its own in each worker.
+        interpreters = 2 if keys.codec_type is CodecType.HTTP3 else 1
+        self._changes.configure(keys.decision_cache_bytes // interpreters)
+        self._guard.configure(settings)
 
     async def _build(self, settings: ResolvedSettings) -> Snapshot:
         environment = self._environment(settings)
@@ -164,7 +221,7 @@ class ProxyService:
         keep = frozenset(published.files) if published is not None else frozenset()
 
         def build() -> Snapshot:
-            snapshot = build_snapshot(settings, environment)
+            snapshot = build_snapshot(settings, environment, published)
             self._files.keep_only(keep | frozenset(snapshot.files))
             self._files.write(snapshot.files)
             return snapshot
@@ -174,14 +231,22 @@ class ProxyService:
     def _environment(self, settings: ResolvedSettings) -> SnapshotEnvironment:
         context = self._context
         roots, ipv6 = self._machine
+        workers = authorize_sockets(context.run_dir, settings.settings.authorize_workers)
+        branding = branding_of(settings.settings)
         return SnapshotEnvironment(
             grpc_socket=str(context.grpc_socket),
+            worker_sockets=tuple(str(path) for path in workers[1:]),
             proxy_http_socket=str(context.proxy_http_socket),
             authenticate_http_socket=str(context.authenticate_http_socket),
             envoy_admin_socket=str(context.envoy_admin_socket),
+            metrics_socket=str(context.metrics_socket),
+            decision_table=str(self._decision_table),
+            decision_counters=str(self._decision_counters),
+            guard_socket=str(self._guard_socket),
             secrets_dir=str(self._files.directory),
             authorize_jwt=self._authorize_jwt(settings),
-            error_page=envoy_error_template(),
+            error_page=envoy_error_template(branding),
+            error_page_headers=security_headers(branding),
             system_ca_pem=roots,
             ipv6=ipv6,
             reuse_port=sys.platform == "linux",
@@ -218,10 +283,16 @@ class ProxyService:
     def _envoy_process(self, binary: Path, settings: ResolvedSettings) -> EnvoyProcess:
         context = self._context
         path = context.run_dir / "envoy-bootstrap.pb"
+        write_saturation(self._saturation_file, 0.0)  # Envoy wants it there as it starts
+        keys = settings.settings
         message = bootstrap(
-            service_name="pomerium" if settings.is_all_in_one else "pomerium-proxy",
+            service_name=telemetry_name(settings),
             xds_socket=str(context.xds_socket),
             admin_socket=str(context.envoy_admin_socket),
+            saturation_file=str(self._saturation_file),
+            admin_access_log=keys.envoy_admin_access_log_path,
+            admin_profile=keys.envoy_admin_profile_path,
+            span_flush_ms=keys.otel_bsp_schedule_delay,
         )
         path.write_bytes(serialize(message))
         command = EnvoyCommand(
@@ -276,6 +347,25 @@ class ProxyService:
                     level = wanted
             self._look_again.clear()
             await _wait_any(stop, self._look_again, _LIVE_POLL_S if live else _START_POLL_S)
+
+    async def _envoy_numbers(self) -> bytes:
+        self._counted.overload = await self._admin.overload_actions()
+        return await self._admin.prometheus()
+
+    async def _watch_memory(self, stop: asyncio.Event) -> None:
+        """Tell Envoy how full the memory is, and note what it does about it."""
+        flags = self._context.config
+
+        def seen(saturation: float) -> None:
+            self._counted.saturation = saturation
+
+        await watch_memory(
+            self._memory,
+            self._saturation_file,
+            stop,
+            enabled=lambda: flags.current.settings.runtime_flags["envoy_resource_manager"],
+            seen=seen,
+        )
 
     async def _not_listening(self) -> str:
         """What is wrong when Envoy took a listener and could not have its address; else empty.

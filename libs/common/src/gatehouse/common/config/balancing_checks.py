@@ -15,7 +15,8 @@ from gatehouse.common.config.issues import Finding, Severity
 from gatehouse.common.config.model import LoadBalancingPolicy, Route, Settings
 from gatehouse.common.config.resolved import Upstream
 from gatehouse.common.config.route_model import HealthCheck, HTTPHealthCheck, Payload
-from gatehouse.common.config.values import check_header_value, decode_base64, shorten
+from gatehouse.common.config.sent_text import sent_host, sent_path
+from gatehouse.common.config.values import decode_base64, shorten
 
 ERROR: Final = Severity.ERROR
 WARNING: Final = Severity.WARNING
@@ -40,6 +41,15 @@ def check_balancing(
 ) -> Iterator[Finding]:
     """Everything that Envoy would refuse a cluster for, and options without effect."""
     yield from _policies(route)
+    if (
+        route.load_balancing_policy is LoadBalancingPolicy.RANDOM
+        and len({upstream.weight for upstream in upstreams}) > 1
+    ):
+        yield _warning(
+            "to",
+            "the weights have no effect: RANDOM takes every upstream as often as the others",
+            "load_balancing_policy: ROUND_ROBIN, LEAST_REQUEST, RING_HASH or MAGLEV",
+        )
     yield from _ejections(route)
     for index, check in enumerate(route.health_checks):
         for key, message, fix in _health_check(check):
@@ -175,8 +185,10 @@ def _health_check(check: HealthCheck) -> Iterator[tuple[tuple[str | int, ...], s
         yield (), f"has {len(given)} checkers", f"exactly one of {', '.join(checkers)}"
     if check.http_health_check is not None:
         yield from _http_check(check.http_health_check)
-    if check.grpc_health_check is not None and not _is_line(check.grpc_health_check.authority):
-        yield ("grpc_health_check", "authority"), "holds a control character", "one line of text"
+    if check.grpc_health_check is not None and check.grpc_health_check.authority:
+        place = ("grpc_health_check", "authority")
+        for finding in sent_host(place, check.grpc_health_check.authority):
+            yield finding.path, finding.message, finding.fix
     for name in ("http_health_check", "tcp_health_check"):
         checker = getattr(check, name)
         payloads = () if checker is None else (checker.send, *checker.receive)
@@ -192,9 +204,11 @@ def _http_check(http: HTTPHealthCheck) -> Iterator[tuple[tuple[str | int, ...], 
     name = "http_health_check"
     if not http.path:
         yield (name, "path"), "is required", "a path such as /healthz"
-    for key in ("path", "host"):
-        if not _is_line(getattr(http, key)):
-            yield (name, key), "holds a control character", "one line of text"
+    for finding in (
+        *(sent_path((name, "path"), http.path, may_have_query=True) if http.path else ()),
+        *(sent_host((name, "host"), http.host) if http.host else ()),
+    ):
+        yield finding.path, finding.message, finding.fix
     for key in ("expected_statuses", "retriable_statuses"):
         for index, statuses in enumerate(getattr(http, key)):
             if not 100 <= statuses.start < statuses.end <= 600:
@@ -221,14 +235,6 @@ def _http_check(http: HTTPHealthCheck) -> Iterator[tuple[tuple[str | int, ...], 
             f"expects {expected} bytes, but {kept} of the answer are kept",
             f"response_buffer_size: {expected}",
         )
-
-
-def _is_line(text: str) -> bool:
-    try:
-        check_header_value(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _bytes_of(payload: Payload) -> bytes | None:

@@ -66,6 +66,31 @@ def check_authorities(pem: bytes) -> bytes:
     return pem.strip() + b"\n"
 
 
+def serves_clients(certificate_pem: bytes) -> bool:
+    """True when the first certificate of a chain may be shown by a TLS client (RFC 5280 4.2.1.12).
+
+    One that names no purpose serves every purpose.
+    """
+    leaf = x509.load_pem_x509_certificates(certificate_pem)[0]
+    try:
+        usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return True
+    return bool(
+        {ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE} & set(usage)
+    )
+
+
+def wants_staple(certificate_pem: bytes) -> bool:
+    """True for a certificate that clients refuse without a stapled OCSP answer (RFC 7633)."""
+    leaf = x509.load_pem_x509_certificates(certificate_pem)[0]
+    try:
+        feature = leaf.extensions.get_extension_for_class(x509.TLSFeature)
+    except x509.ExtensionNotFound:
+        return False
+    return x509.TLSFeatureType.status_request in feature.value
+
+
 def check_revocation_lists(pem: bytes) -> bytes:
     """PEM of one or more certificate revocation lists."""
     blocks = re.findall(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", pem, re.DOTALL)

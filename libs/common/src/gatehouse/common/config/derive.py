@@ -75,10 +75,14 @@ def grpc_address(settings: Settings, services: frozenset[ServiceName]) -> Listen
 
 
 def grpc_insecure(settings: Settings, services: frozenset[ServiceName]) -> bool:
-    """`grpc_insecure`; unset: plain text where a main listener shares the process."""
+    """`grpc_insecure`; unset: plain text where a main listener shares the process.
+
+    Asking callers for certificates (`grpc_client_ca`) is asking for TLS.
+    """
     if settings.grpc_insecure is not None:
         return settings.grpc_insecure
-    return has_listener(services)
+    asks = settings.grpc_client_ca or settings.grpc_client_ca_file
+    return has_listener(services) and not asks
 
 
 def configured_urls(single: str, several: tuple[str, ...]) -> tuple[str, ...]:

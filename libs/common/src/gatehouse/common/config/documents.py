@@ -20,6 +20,7 @@ from typing import Any, Final
 import yaml
 
 from gatehouse.common.config.numerals import fraction, whole
+from gatehouse.common.config.syntax_help import other_help, yaml_help
 
 Path = tuple[str | int, ...]
 
@@ -37,11 +38,12 @@ _FLOAT: Final = re.compile(
 
 
 class DocumentError(ValueError):
-    """A file that cannot be read at all; `line` counts from 1."""
+    """A file that cannot be read at all; `line` counts from 1, `fix` is what would be right."""
 
-    def __init__(self, message: str, line: int | None = None) -> None:
+    def __init__(self, message: str, line: int | None = None, fix: str = "") -> None:
         super().__init__(message)
         self.line = line
+        self.fix = fix
 
 
 @dataclass(slots=True)
@@ -49,7 +51,7 @@ class Document:
     """Plain values, the line of each path, and mistakes that leave the rest readable."""
 
     data: dict[str, Any]
-    lines: dict[Path, int] = field(default_factory=dict)
+    lines: Mapping[Path, int] = field(default_factory=dict)
     problems: list[tuple[Path, int, str, str]] = field(default_factory=list)  # message, fix
     lowered: dict[Path, str] = field(default_factory=dict)  # keys as written, where case was lost
 
@@ -116,6 +118,35 @@ def parse_yaml_value(text: str) -> tuple[Any, dict[Path, int]]:
     return reader.value, reader.lines
 
 
+@dataclass(frozen=True, slots=True)
+class ListItem:
+    """The map that is the one element of a YAML list; paths and lines begin with it."""
+
+    value: dict[str, Any]
+    lines: Mapping[Path, int]  # counted from 1
+    lowered: Mapping[Path, str]  # keys as written, where case was lost
+    nodes: int
+
+
+def parse_list_item(text: str) -> ListItem | None:
+    """A list of one map, keys in lower case; None for anything else and for any mistake in it."""
+    try:
+        reader = _compose(text, lower_keys=True, max_nodes=MAX_NODES)
+    except DocumentError:
+        return None
+    value = reader.value
+    if not isinstance(value, list) or len(value) != 1 or not isinstance(value[0], dict):
+        return None
+    if reader.problems:
+        return None
+    return ListItem(
+        value=value[0],
+        lines={path[1:]: line for path, line in reader.lines.items()},
+        lowered={path[1:]: name for path, name in reader.lowered.items()},
+        nodes=reader.count,
+    )
+
+
 class _YAMLReader:
     def __init__(self, *, lower_keys: bool, max_nodes: int) -> None:
         self.lines: dict[Path, int] = {}
@@ -125,12 +156,12 @@ class _YAMLReader:
         self._lower = lower_keys
         self._max_nodes = max_nodes
         self._open: set[int] = set()
-        self._count = 0
+        self.count = 0
 
     def read(self, node: yaml.Node, path: Path) -> Any:
-        self._count += 1
+        self.count += 1
         line = node.start_mark.line + 1
-        if self._count > self._max_nodes:
+        if self.count > self._max_nodes:
             raise DocumentError("the file expands to too many values", line)
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
@@ -224,11 +255,7 @@ def _compose(text: str, *, lower_keys: bool, max_nodes: int) -> _YAMLReader:
         if node is not None:
             reader.value = reader.read(node, ())
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        reason = " ".join(part for part in (error.problem, error.context) if part)
-        raise DocumentError(
-            f"not YAML: {reason}", mark.line + 1 if mark is not None else None
-        ) from None
+        raise _yaml_error(error, text) from None
     except yaml.YAMLError as error:
         raise DocumentError(f"not YAML: {type(error).__name__}") from None
     except RecursionError:
@@ -236,12 +263,24 @@ def _compose(text: str, *, lower_keys: bool, max_nodes: int) -> _YAMLReader:
     return reader
 
 
+def _yaml_error(error: yaml.MarkedYAMLError, text: str) -> DocumentError:
+    mark = error.problem_mark or error.context_mark
+    number = None if mark is None else mark.line + 1
+    lines = text.split("\n")
+    line = lines[number - 1] if number is not None and number <= len(lines) else ""
+    opened_on = None if error.context_mark is None else error.context_mark.line + 1
+    better, fix = yaml_help(error.problem or "", line, opened_on=opened_on, problem_on=number)
+    reason = better or " ".join(part for part in (error.problem, error.context) if part)
+    return DocumentError(f"not YAML: {reason}", number, fix)
+
+
 def _parse_yaml(text: str, *, lower_keys: bool, max_nodes: int) -> Document:
     reader = _compose(text, lower_keys=lower_keys, max_nodes=max_nodes)
     if reader.value is None:
         return Document({}, reader.lines, reader.problems)
     if not isinstance(reader.value, dict):
-        raise DocumentError("the file is not a map of keys to values", 1)
+        fix = "routes: and the list below it" if isinstance(reader.value, list) else "key: value"
+        raise DocumentError("the file is not a map of keys to values", 1, fix)
     return Document(reader.value, reader.lines, reader.problems, reader.lowered)
 
 
@@ -255,14 +294,16 @@ class _JSONReader:
         self._lower = lower_keys
         self._starts = [match.start() for match in re.finditer(r"\n", text)]
         self._scalars = json.JSONDecoder(parse_constant=self._constant, parse_float=fraction)
-        self._document = Document({})
+        self._lines: dict[Path, int] = {}
+        self._document = Document({}, self._lines)
 
     def document(self) -> Document:
         try:
             value, end = self._value(0, ())
             end = self._skip(end)
         except json.JSONDecodeError as error:
-            raise DocumentError(f"not JSON: {error.msg}", error.lineno) from None
+            fix = other_help(error.msg)
+            raise DocumentError(f"not JSON: {error.msg}", error.lineno, fix) from None
         except ValueError as error:
             if isinstance(error, DocumentError):
                 raise
@@ -270,7 +311,8 @@ class _JSONReader:
         except RecursionError:
             raise DocumentError("nested too deeply") from None
         if end != len(self._text):
-            raise DocumentError("not JSON: text after the end", self._line(end))
+            where = self._line(end)
+            raise DocumentError("not JSON: text after the end", where, "one { } and no more")
         if not isinstance(value, dict):
             raise DocumentError("the file is not a map of keys to values", 1)
         self._document.data = value
@@ -313,7 +355,7 @@ class _JSONReader:
             here = (*path, key)
             position = self._expect(self._skip(position), ":")
             line = self._line(start)
-            first = self._document.lines.get(here)
+            first = self._lines.get(here)
             value, position = self._value(position, here)
             if key in out:
                 self._document.problems.append(
@@ -322,7 +364,7 @@ class _JSONReader:
             else:
                 if key != name:
                     self._document.lowered[here] = name
-                self._document.lines[here] = line
+                self._lines[here] = line
                 out[key] = value
             position = self._skip(position)
             if self._text[position : position + 1] == "}":
@@ -337,7 +379,7 @@ class _JSONReader:
         while True:
             position = self._skip(position)
             here = (*path, len(out))
-            self._document.lines[here] = self._line(position)
+            self._lines[here] = self._line(position)
             value, position = self._value(position, here)
             out.append(value)
             position = self._skip(position)
@@ -361,7 +403,8 @@ def _parse_toml(text: str, *, lower_keys: bool) -> Document:
     except tomllib.TOMLDecodeError as error:
         found = re.search(r"at line (\d+)", str(error))
         reason = re.sub(r" \(at .*\)$", "", str(error))
-        raise DocumentError(f"not TOML: {reason}", int(found.group(1)) if found else None) from None
+        line = int(found.group(1)) if found else None
+        raise DocumentError(f"not TOML: {reason}", line, other_help(reason)) from None
     except ValueError:
         raise DocumentError("not TOML: a number has too many digits") from None
     except RecursionError:
@@ -426,18 +469,19 @@ def _toml_path(prefix: Path, dotted: str, counts: Mapping[Path, int], *, lower: 
 
 
 def _parse_env(text: str) -> Document:
-    document = Document({})
+    lines: dict[Path, int] = {}
+    document = Document({}, lines)
     for number, raw in enumerate(text.splitlines(), start=1):
         line = raw.strip()
         if not line or line.startswith("#"):
             continue
         name, equals, value = line.removeprefix("export ").partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", name.strip()):
-            raise DocumentError("not a KEY=value line", number)
+            raise DocumentError("not a KEY=value line", number, "KEY=value, or # before a remark")
         value = value.strip()
         if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
             value = value[1:-1]
         key = name.strip().lower()
         document.data[key] = value
-        document.lines[key,] = number
+        lines[key,] = number
     return document

@@ -13,20 +13,29 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from gatehouse.common.config import derive
+from gatehouse.common.config.access_token_checks import check_access_tokens
+from gatehouse.common.config.client_certificate_checks import check_client_certificates
 from gatehouse.common.config.issues import Finding, Severity
+from gatehouse.common.config.listening_checks import check_listeners
+from gatehouse.common.config.log_fields import secret_header
 from gatehouse.common.config.model import (
     ACCESS_LOG_FIELDS,
     AUTHORIZE_LOG_FIELDS,
+    CodecType,
     Settings,
     StorageType,
     TrustedIssuer,
 )
 from gatehouse.common.config.resolved import ServiceName
 from gatehouse.common.config.routes import RouteURLError, compile_regex
-from gatehouse.common.config.values import decode_base64, parse_host_port, shorten
+from gatehouse.common.config.sent_text import upgrade_token
+from gatehouse.common.config.sign_in_checks import check_sign_in
+from gatehouse.common.config.values import decode_base64, nearest, parse_host_port, shorten
+from gatehouse.common.observability.redaction import REDACTED
 
 ERROR: Final = Severity.ERROR
 WARNING: Final = Severity.WARNING
+_WITHOUT_EFFECT: Final = {"github": ("idp_request_params",), "onelogin": ("idp_scopes",)}
 
 MORE_ACCESS_LOG_FIELDS: Final = frozenset(
     {"client-certificate", "cluster-stat-name", "ip", "query", "session-id", "user", "route-id"}
@@ -38,6 +47,7 @@ MORE_AUTHORIZE_LOG_FIELDS: Final = frozenset(
 JWT_ALGORITHMS: Final = frozenset(
     {f"{family}{bits}" for family in ("RS", "PS", "ES") for bits in (256, 384, 512)} | {"EdDSA"}
 )
+MAX_WORKERS: Final = 64  # authorize processes of one address
 ALT_NAME_TYPES: Final = ("dns", "email", "ip_address", "uri", "user_principal_name")
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 # A header, or a second one after ? for when the first is missing.
@@ -56,11 +66,16 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
     """Everything wrong with the global keys among themselves."""
     yield from _urls(settings)
     yield from _addresses(settings)
+    yield from check_listeners(settings)
     yield from _cookies(settings)
+    yield from check_sign_in(settings)
+    yield from _directory(settings)
     yield from _pairs(settings)
     yield from _dns(settings)
     yield from _mtls(settings)
+    yield from check_client_certificates(settings)
     yield from _issuers(settings)
+    yield from check_access_tokens(settings)
     yield from _logs(settings)
     yield from _telemetry(settings)
     yield from _cluster(settings)
@@ -124,6 +139,7 @@ def _bound(settings: Settings) -> Iterator[Finding]:
             0
         ],
         "envoy_admin_address": (parse_host_port(settings.envoy_admin_address) or ("",))[0],
+        "metrics_address": (parse_host_port(settings.metrics_address) or ("",))[0],
     }
     for key, host in parsed.items():
         if host and host != "localhost" and not host.endswith(".localhost") and not _is_ip(host):
@@ -175,8 +191,9 @@ def _features(settings: Settings) -> Iterator[Finding]:
         for index, domain in enumerate(getattr(settings, key)):
             if not domain.strip() and settings.runtime_flags.get("mcp", True):
                 yield Finding(ERROR, (key, index), "is empty", "a domain; * stands for a part")
-    if settings.authorize_workers == 0:
-        yield _error("authorize_workers", "0 is too small", "1 or more")
+    yield from _workers(settings)
+    for index, token in enumerate(settings.allow_upgrades):
+        yield from upgrade_token(("allow_upgrades", index), token)
     key = "google_cloud_serverless_authentication_service_account"
     account = getattr(settings, key).get_secret_value().strip()
     if account and not _is_json_object(account):
@@ -186,6 +203,12 @@ def _features(settings: Settings) -> Iterator[Finding]:
     headers = settings.set_response_headers or {}
     if any(name.lower() == "host" for name in headers):
         yield _error("set_response_headers", "host cannot be set here", "leave it out")
+    if len(headers) > 1 and any(name.lower() == "disable" for name in headers):
+        yield _warning(
+            "set_response_headers",
+            "disable leaves out all of them, those beside it too",
+            "disable alone, or without it",
+        )
 
 
 def _is_json_object(text: str | bytes) -> bool:
@@ -207,10 +230,50 @@ def _cookies(settings: Settings) -> Iterator[Finding]:
     if not _TOKEN.fullmatch(settings.cookie_name):
         yield _error("cookie_name", "is not a cookie name", "letters, digits and _-")
     domain = settings.cookie_domain.removeprefix(".")
+    if domain and settings.cookie_name.lower().startswith("__host-"):
+        yield _error(
+            "cookie_name",
+            "begins with __Host-: browsers drop such a cookie when it has a domain",
+            "another name, or no cookie_domain",
+        )
     if domain and not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9\-.]*[A-Za-z0-9])?", domain):
-        yield _error("cookie_domain", f"{shorten(settings.cookie_domain)} is no domain", "a domain")
+        yield _error(
+            "cookie_domain",
+            f"{shorten(settings.cookie_domain)} is no domain",
+            "a domain such as example.com, without https:// and port",
+        )
+    if domain and settings.cookie_audience:
+        yield _error(
+            "cookie_audience",
+            "allows a cookie on the hosts of its sign-in alone, and cookie_domain gives it to all",
+            "one of the two",
+        )
+    if not 60 <= settings.sign_in_timeout <= 3600:
+        yield _error("sign_in_timeout", "is out of range", "from 1m to 1h")
+    kind = settings.idp_provider.strip().lower()
+    for key in _WITHOUT_EFFECT.get(kind, ()):
+        if getattr(settings, key):
+            yield _warning(key, f"has no effect with idp_provider {kind}", "leave it out")
     if settings.cookie_expire == 0:
         yield _error("cookie_expire", "would end every session at once", "a duration such as 14h")
+
+
+def _directory(settings: Settings) -> Iterator[Finding]:
+    source = settings.directory_source
+    if source and not source.startswith("/"):
+        parts = urlsplit(source)
+        if parts.scheme != "https" or not parts.hostname or "@" in parts.netloc:
+            yield _error(
+                "directory_source",
+                f"{shorten(source.partition('?')[0])} is neither an absolute path nor an https URL",
+                "/etc/gatehouse/directory.json or https://people.example.com/directory.csv",
+            )
+    if settings.directory_source_token.get_secret_value() and not source.startswith("https://"):
+        yield _error("directory_source_token", "has no URL to go to", "leave it out")
+    if not 10 <= settings.directory_refresh_interval <= 86_400:
+        yield _error("directory_refresh_interval", "is out of range", "from 10s to 24h")
+    if not 0 <= settings.directory_max_shrink <= 1:
+        yield _error("directory_max_shrink", "is out of range", "0 to 1")
 
 
 def _pairs(settings: Settings) -> Iterator[Finding]:
@@ -348,12 +411,23 @@ def _logs(settings: Settings) -> Iterator[Finding]:
                 yield Finding(
                     ERROR, (key, index), f"{shorten(header)} is not a header name", "headers.<Name>"
                 )
-            elif name not in known and not (kind == "headers" and dot):
+            elif kind == "headers" and dot:
+                # The decision log is written before any route sets a header.
+                routes = settings.all_routes if key == "access_log_fields" else ()
+                if reason := secret_header(header, routes):
+                    yield Finding(
+                        WARNING,
+                        (key, index),
+                        f"{shorten(name)} {reason}: {REDACTED} is logged instead",
+                        "leave it out",
+                    )
+            elif name not in known:
+                meant = name.strip() if name.strip() in known else nearest(name, known)
                 yield Finding(
                     WARNING,
                     (key, index),
                     f"unknown field {shorten(name)}",
-                    "a field name, or headers.<Name>",
+                    f"did you mean {meant}?" if meant else "a field name, or headers.<Name>",
                 )
 
 
@@ -371,11 +445,37 @@ def _cluster(settings: Settings) -> Iterator[Finding]:
             yield _error(key, f"{shorten(value)} is not a node", f"one of {', '.join(ids) or '-'}")
 
 
+def _workers(settings: Settings) -> Iterator[Finding]:
+    key, workers = "authorize_workers", settings.authorize_workers
+    services = derive.parse_services(settings.services)
+    if workers == 0:
+        yield _error(key, "0 is too small", "1 or more")
+    elif workers > MAX_WORKERS:
+        yield _error(key, f"{workers} is too large", f"at most {MAX_WORKERS}")
+    elif (
+        workers > 1
+        and not isinstance(services, str)
+        and {ServiceName.AUTHORIZE, ServiceName.DATABROKER} <= services
+        and ServiceName.PROXY not in services
+    ):
+        yield _error(
+            key,
+            "cannot share grpc_address with databroker",
+            "authorize in a process of its own, or proxy in the same one",
+        )
+
+
 def _without_effect(settings: Settings) -> Iterator[Finding]:
     services = derive.parse_services(settings.services)
     if settings.envoy_dynamic_extensions:
         yield _warning(
             "envoy_dynamic_extensions", "is ignored: Envoy is stock here", "leave it out"
+        )
+    if settings.insecure_server and settings.codec_type is CodecType.HTTP3:
+        yield _warning(
+            "codec_type",
+            "insecure_server leaves no TLS, without which there is no HTTP/3",
+            "codec_type: auto, or no insecure_server",
         )
     if isinstance(services, str):
         return

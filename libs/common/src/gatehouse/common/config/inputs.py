@@ -7,8 +7,10 @@ not reported again.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from gatehouse.common.config.certificates import (
     CertificateError,
@@ -21,6 +23,32 @@ from gatehouse.common.config.load import KeyPath, LoadedSettings
 from gatehouse.common.config.resolved import CertificatePair
 
 ReadFile = Callable[[Path], bytes]
+
+# Keys of a route that are judged together: where one is wrong, nothing is said of the others.
+_TOGETHER: Final = tuple(
+    map(
+        frozenset,
+        (
+            ("from", "to", "redirect", "response", "connect_chaining", "health_checks"),
+            ("path", "prefix", "regex"),
+            ("prefix_rewrite", "regex_rewrite_pattern", "regex_rewrite_substitution"),
+            ("host_path_regex_rewrite_pattern", "host_path_regex_rewrite_substitution"),
+            ("tls_client_cert", "tls_client_cert_file", "tls_client_key", "tls_client_key_file"),
+            (
+                *("policy", "sub_policies", "allow_public_unauthenticated_access"),
+                *("allow_any_authenticated_user", "allowed_users", "allowed_domains"),
+                *("allowed_idp_claims", "cors_allow_preflight"),
+            ),
+            (
+                *("load_balancing_policy", "least_request_lb_config", "ring_hash_lb_config"),
+                "maglev_lb_config",
+            ),
+        ),
+    )
+)
+
+# What somebody wrote who took a key for its _file form.
+_FILE_NAME: Final = re.compile(r"(?:[/~$]|\.{1,2}/)[\w./\-${}]{0,200}$|[\w./\-]{1,200}\.(pem|key)$")
 
 
 def file_digest(contents: bytes | None) -> bytes:
@@ -38,20 +66,35 @@ class Inputs:
         self.warnings: list[Issue] = []
         self.contents: dict[Path, bytes | None] = {}
         self.dropped = dropped
+        self._broken = _broken_routes(dropped)
         self._loaded = loaded
         self._read_file = read_file
+
+    def apart(self, loaded: LoadedSettings) -> Inputs:
+        """The same files, with a place of its own for mistakes."""
+        other = Inputs(loaded, frozenset(), self._read_file)
+        other.contents = self.contents
+        return other
 
     # -- reporting -----------------------------------------------------------------------------
 
     def error(self, path: KeyPath, message: str, fix: str = "") -> None:
         """Note a mistake, unless it only follows from a key that is wrong anyway."""
-        if path[:1] not in self.dropped and path[:2] not in self.dropped:
+        if path[:1] in self.dropped or path[:2] in self.dropped:
+            return
+        keys = self._broken.get(path[:2])
+        if keys is None or (len(path) > 2 and path[2] not in keys):
             self.errors.append(self._loaded.origins.issue(Severity.ERROR, path, message, fix))
 
     def warn(self, path: KeyPath, message: str, fix: str = "") -> None:
         """Note what is allowed and probably not meant."""
-        if path[:1] not in self.dropped and path[:2] not in self.dropped:
-            self.warnings.append(self._loaded.origins.issue(Severity.WARNING, path, message, fix))
+        if path[:1] in self.dropped or path[:2] in self.dropped or path[:2] in self._broken:
+            return
+        self.warnings.append(self._loaded.origins.issue(Severity.WARNING, path, message, fix))
+
+    def is_whole(self, route: KeyPath) -> bool:
+        """False for a route that lacks a key which was wrong."""
+        return route not in self._broken
 
     def report(self, severity: Severity, path: KeyPath, message: str, fix: str = "") -> None:
         """Note either."""
@@ -83,7 +126,9 @@ class Inputs:
         try:
             return decode_pem(inline)
         except CertificateError as error:
-            self.error(path, str(error), "base64 of PEM")
+            is_path = _FILE_NAME.match(inline) is not None
+            fix = f"base64 of PEM; the name of a file goes into {path[-1]}_file"
+            self.error(path, str(error), fix if is_path else "base64 of PEM")
             return None
 
     def either(self, key: KeyPath, inline: str, file: str) -> bytes | None:
@@ -140,3 +185,15 @@ class Inputs:
         except CertificateError as error:
             self.error(where, str(error), "a matching PEM pair")
             return None
+
+
+def _broken_routes(dropped: frozenset[KeyPath]) -> dict[KeyPath, frozenset[str | int]]:
+    """Routes that lack keys, each with those keys and what is judged together with them."""
+    found: dict[KeyPath, frozenset[str | int]] = {}
+    for path in dropped:
+        if len(path) < 3:
+            continue
+        key = path[2]
+        together = (group for group in _TOGETHER if key in group)
+        found[path[:2]] = found.get(path[:2], frozenset()).union({key}, *together)
+    return found

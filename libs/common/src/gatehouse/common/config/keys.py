@@ -35,7 +35,7 @@ ROUTE_ALIASES: Final[Mapping[str, str]] = {"lb_policy": "load_balancing_policy"}
 
 _OTEL: Final = "use the otel_* keys"
 _MTLS: Final = "use downstream_mtls.ca or downstream_mtls.ca_file"
-_DIRECTORY: Final = "directory sync is configured in the console"
+_DIRECTORY: Final = "use directory_source"
 REMOVED: Final[Mapping[str, str]] = {
     "client_ca": _MTLS,
     "client_ca_file": _MTLS,
@@ -58,6 +58,14 @@ REMOVED_ROUTE: Final[Mapping[str, str]] = {
     ),
 }
 OLDER: Final[Mapping[str, str]] = {
+    "administrators": "use policy, or the console",
+    "headers": "use set_response_headers",
+    "cache_service_url": "use databroker_service_url",
+    "client_crl": "use downstream_mtls.crl or downstream_mtls.crl_file",
+    "client_crl_file": "use downstream_mtls.crl or downstream_mtls.crl_file",
+    "refresh_cooldown": "leave it out",
+    "grpc_server_max_connection_age": "leave it out: connections are renewed by themselves",
+    "grpc_server_max_connection_age_grace": "leave it out: connections are renewed by themselves",
     "authenticate_callback_path": "the path is always /oauth2/callback",
     "forward_auth_url": "forward auth is gone; let the proxy carry the traffic",
     "debug": "use log_level: debug",
@@ -69,11 +77,7 @@ OLDER: Final[Mapping[str, str]] = {
     "databroker_storage_cert_file": "put sslcert into the connection string",
     "databroker_storage_key_file": "put sslkey into the connection string",
 }
-API_ONLY: Final = frozenset(
-    {"primary_color", "secondary_color", "darkmode_primary_color", "darkmode_secondary_color"}
-    | {"logo_url", "favicon_url", "error_message_first_paragraph"}
-    | {"http3_advertise_port", "directory_provider"}
-)
+API_ONLY: Final = frozenset({"http3_advertise_port", "directory_provider"})
 
 
 def _models(annotation: Any) -> Iterable[type[BaseModel]]:

@@ -27,6 +27,7 @@ from gatehouse.common.config.documents import (
     parse_yaml_value,
 )
 from gatehouse.common.config.issues import ConfigError, Issue, Severity
+from gatehouse.common.config.memory import RouteMemory
 from gatehouse.common.config.model import RUNTIME_FLAGS, DownstreamMTLS, Route, Settings
 from gatehouse.common.config.values import ENVIRON, decode_base64, shorten
 
@@ -34,7 +35,9 @@ KeyPath = tuple[str | int, ...]
 
 ENVIRONMENT: Final = "environment"
 ALL_KEYS: Final = "`gatehouse config defaults` prints all keys"
+MANY_OBJECTS: Final = 100_000  # made by one reading; a few hundred routes make less
 MAX_FILE_BYTES: Final = 64 << 20
+MOST_KEYS_NAMED: Final = 10
 _CLAIMS: Final = "allowed_idp_claims"
 
 
@@ -118,7 +121,7 @@ class Outcome:
     """What could be loaded, and everything that was wrong.
 
     With errors, `settings` lacks what was wrong, so that later checks can still run; `dropped`
-    names what is missing. None when nothing could be loaded.
+    names what is missing: keys, routes, and keys of routes. None when nothing could be loaded.
     """
 
     settings: Settings | None = None
@@ -151,9 +154,11 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> LoadedSettin
     return outcome.loaded()
 
 
-def load_outcome(path: Path | None, environ: Mapping[str, str]) -> Outcome:
-    """Like `load_settings`, without raising."""
-    loader = _Loader(environ)
+def load_outcome(
+    path: Path | None, environ: Mapping[str, str], memory: RouteMemory | None = None
+) -> Outcome:
+    """Like `load_settings`, without raising. `memory` saves reading known routes again."""
+    loader = _Loader(environ, RouteMemory() if memory is None else memory)
     with paused_collection():
         if path is not None and not loader.read_file(path):
             return loader.outcome
@@ -168,7 +173,9 @@ def paused_collection() -> Iterator[None]:
     """No cycle collection meanwhile.
 
     Reading many routes makes millions of objects, none of them garbage; looking for cycles among
-    them takes four times as long as the reading (measured with 10,000 routes).
+    them takes four times as long as the reading (measured with 10,000 routes). When there are many
+    they are set apart from then on: each look through them would stop every request for longer
+    than all of its work takes. They are freed all the same when nothing refers to them.
     """
     was_on = gc.isenabled()
     gc.disable()
@@ -176,12 +183,15 @@ def paused_collection() -> Iterator[None]:
         yield
     finally:
         if was_on:
+            if gc.get_count()[0] > MANY_OBJECTS:
+                gc.freeze()
             gc.enable()
 
 
 class _Loader:
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(self, environ: Mapping[str, str], memory: RouteMemory) -> None:
         self._environ = environ
+        self._memory = memory
         self._raw: dict[str, Any] = {}
         self._seen: set[tuple[str, KeyPath]] = set()
         self.outcome = Outcome()
@@ -242,16 +252,20 @@ class _Loader:
             line = data.count(b"\n", 0, error.start) + 1
             fail("failed to read config: not UTF-8", "UTF-8 text", line)
             return None
+        if extension in {".yaml", ".yml"}:
+            document = self._memory.read(text, self._environ)
+            if document is not None:
+                return document
         try:
             return parse_document(text, extension.removeprefix("."), lower_keys=True)
         except DocumentError as error:
-            fail(f"failed to read config: {error}", "", error.line)
+            fail(f"failed to read config: {error}", error.fix, error.line)
             return None
 
     def _lowered(self, written: Mapping[KeyPath, str]) -> None:
         """Claims whose name lost its capital letters with those of the keys."""
         for path, name in written.items():
-            if path[0] not in {"policy", "routes"}:
+            if path[0] not in {"policy", "routes", "explain_policy"}:
                 continue
             key = str(path[-1])
             if key.startswith("claim/") and key[6:] != name[6:]:
@@ -491,9 +505,15 @@ class _Loader:
         if kind == "config":
             message, fix = context["message"], context["fix"]
         else:
-            message, fix = _plain(kind, details["msg"])
+            message, fix = plain_problem(kind, details["msg"])
         self._error(path, message, fix)
-        whole = path[:2] if path[0] in {"routes", "policy"} and len(path) > 1 else path[:1]
+        in_route = path[0] in {"routes", "policy"}
+        if in_route and len(path) > 2:
+            # The rest of the route is still looked at: everything wrong is told at once.
+            self.outcome.dropped.add(path[:3])
+            self._remove(path[:3])
+            return
+        whole = path[:2] if in_route and len(path) > 1 else path[:1]
         if whole not in self.outcome.dropped:
             self.outcome.dropped.add(whole)
             self._remove(whole, keep_index=True)
@@ -509,7 +529,8 @@ class _Loader:
             message, fix = "is not a key of this file and is ignored", "set it in the console"
         else:
             message = "unknown key, ignored"
-            fix = f"did you mean {guess}?" if guess else ALL_KEYS
+            few = f"one of {', '.join(known)}" if 0 < len(known) <= MOST_KEYS_NAMED else ALL_KEYS
+            fix = f"did you mean {guess}?" if guess else few
             if parent is Settings and name in keys.fields_of(Route):
                 fix = "it is a key of a route: put it into an element of routes"
             elif parent is Route and name in keys.fields_of(Settings):
@@ -557,7 +578,7 @@ def _structure(key: str, text: str) -> Any:
         return text
 
 
-def _plain(kind: str, message: str) -> tuple[str, str]:
+def plain_problem(kind: str, message: str) -> tuple[str, str]:
     """Pydantic's own complaints in the words of a configuration file."""
     if kind in {"tuple_type", "list_type"}:
         return "is not a list", "a list, each element beginning with a dash"

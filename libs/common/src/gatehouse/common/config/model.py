@@ -7,7 +7,7 @@ Attribute names are Pomerium's keys. Empty text means "not set"; durations are s
 from __future__ import annotations
 
 import enum
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
@@ -230,10 +230,12 @@ class Settings(Model):
 
     # Identity provider and identity headers
     idp_provider: Text = Field(
-        "", description="kind of provider: oidc, google, azure, okta, gitlab, auth0, onelogin, ping"
+        "",
+        description="kind of provider: oidc, apple, auth0, azure, cognito, github, gitlab, google, "
+        "okta, onelogin, ping",
     )
     idp_provider_url: HttpURL = Field(
-        "", description="issuer URL; needed by auth0, oidc, okta and ping"
+        "", description="issuer URL; needed by auth0, cognito, oidc, okta and ping"
     )
     idp_client_id: Text = Field("", description="our client id at the provider")
     idp_client_secret: Secret = Field(NO_SECRET, description="our client secret at the provider")
@@ -242,6 +244,9 @@ class Settings(Model):
     )
     idp_scopes: TextList = Field((), description="scopes asked for; the provider's when empty")
     idp_request_params: TextMap | None = Field(None, description="extra sign-in parameters")
+    idp_pkce: Flag = Field(
+        default=True, description="PKCE with S256; off only for a provider that cannot bear it"
+    )
     idp_access_token_allowed_audiences: TextList | None = Field(
         None, description="audiences accepted in access tokens"
     )
@@ -263,14 +268,35 @@ class Settings(Model):
         (), description="ids of directory groups told in the assertion, with those of the route"
     )
 
+    # Directory of users and groups
+    directory_source: Text = Field(
+        "", description="file or https URL of users and groups, JSON or CSV; see docs/directory.md"
+    )
+    directory_source_token: Secret = Field(
+        NO_SECRET, description="bearer token sent to the URL in directory_source"
+    )
+    directory_refresh_interval: Duration = Field(
+        600.0, description="time between readings of directory_source, 10s to 24h"
+    )
+    directory_max_shrink: Number = Field(
+        0.5, description="share of users and groups that one reading may remove; 1 is no limit"
+    )
+
     # Cookies
     cookie_name: Text = Field("_pomerium", description="name of the session cookie")
     cookie_domain: Text = Field(
         "", description="Domain of the session cookie; its host alone when empty"
     )
+    cookie_audience: Flag = Field(
+        default=False,
+        description="session cookies count only on the hosts they were made for; no cookie_domain",
+    )
     cookie_http_only: Flag = Field(default=True, description="hide the cookie from scripts")
     cookie_expire: Duration = Field(
         14 * 3600.0, description="life of the session cookie and of the session"
+    )
+    sign_in_timeout: Duration = Field(
+        900.0, description="how long a person may take at the identity provider, 1m to 1h"
     )
     cookie_same_site: Annotated[CookieSameSite, BeforeValidator(_same_site)] = Field(
         CookieSameSite.UNSET, description="SameSite of the cookie"
@@ -297,6 +323,9 @@ class Settings(Model):
     health_check_addr: HostPort = Field("127.0.0.1:28080", description="HTTP probes")
     health_check_systemd_disabled: Flag = Field(default=False, description="do not notify systemd")
     shutdown_grace: Duration = Field(25.0, description="time from SIGTERM to exit")
+    shutdown_delay: Duration = Field(
+        5.0, description="of which it goes on serving until all see it is not ready; half at most"
+    )
 
     # HTTP
     codec_type: Annotated[CodecType, EnumOf("CODEC_TYPE")] = Field(
@@ -357,6 +386,17 @@ class Settings(Model):
         "", description="PEM file of the ACME directory's authority; not both"
     )
     downstream_mtls: DownstreamMTLS = Field(DownstreamMTLS(), description="client certificates")
+
+    # Our own pages
+    primary_color: Text = Field("", description="colour of buttons and marks, such as #6F43E7")
+    secondary_color: Text = Field("", description="the same on dark pages, such as #49AAA1")
+    darkmode_primary_color: Text = Field("", description="wins over secondary_color on dark pages")
+    darkmode_secondary_color: Text = Field("", description="second colour of dark pages")
+    logo_url: Text = Field("", description="https or data:image/... URL of the logo")
+    favicon_url: Text = Field("", description="https or data:image/... URL of the icon")
+    error_message_first_paragraph: Text = Field(
+        "", description="what error pages say first, 2000 characters at most"
+    )
 
     # Upstream defaults
     circuit_breaker_thresholds: Annotated[CircuitBreakerThresholds, FromJSON] | None = Field(
@@ -489,8 +529,11 @@ class Settings(Model):
 
     # Ours
     decision_cache: Flag = Field(default=True, description="remember allowed decisions in Envoy")
-    decision_cache_bytes: UInt64 = Field(64 << 20, description="bound for each Envoy worker")
+    decision_cache_bytes: UInt64 = Field(64 << 20, description="for each Envoy worker")
     authorize_workers: UInt32 = Field(1, description="authorize processes on one address")
+    explain_policy: Annotated[Any, FromJSON] = Field(
+        None, description="who may ask at /.pomerium/explain why others are let in; a policy"
+    )
 
     runtime_flags: Annotated[FlagMap, AfterValidator(_over_defaults)] = Field(
         dict(RUNTIME_FLAGS), description="switches by name"
@@ -499,6 +542,10 @@ class Settings(Model):
         (), description="routes under their old key; they come before those of routes"
     )
     routes: Annotated[tuple[Route, ...], ListFromJSON] = Field((), description="the routes")
+
+    def without_routes(self) -> Settings:
+        """The global keys alone."""
+        return self.model_copy(update={"policy": (), "routes": ()})
 
     @property
     def all_routes(self) -> tuple[Route, ...]:

@@ -20,6 +20,10 @@ class WrittenInt(int):
         made.written = written
         return made
 
+    def __reduce__(self) -> tuple[type[Self], tuple[int, str]]:
+        """What a copy is made of: without it a route with such a number could not be copied."""
+        return type(self), (int(self), self.written)
+
 
 class WrittenFloat(float):
     """A number and its source text, where the two differ (`50494E47`, `1.10`, `1e3`)."""
@@ -31,6 +35,10 @@ class WrittenFloat(float):
         made = super().__new__(cls, value)
         made.written = written
         return made
+
+    def __reduce__(self) -> tuple[type[Self], tuple[float, str]]:
+        """What a copy is made of: without it a route with such a number could not be copied."""
+        return type(self), (float(self), self.written)
 
 
 def whole(value: int, written: str) -> int:

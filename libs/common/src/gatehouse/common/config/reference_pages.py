@@ -173,6 +173,17 @@ def _aliases(names: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
         yield f"`{alias}`", f"`{name}`"
 
 
+_ABOUT_LOGS: Final = """\
+- The user's request has the id `request-id` in the access log and `check-request-id` in the
+  authorize log, whose own `request-id` names the question that Envoy asked about it.
+- `body`, `id-token` and `mcp-tool-parameters` are known names and show nothing in this version.
+- `query`, `body`, `id-token`, `id-token-claims`, `mcp-tool-parameters` and `headers.<Name>` can
+  hold secrets, which is why none of them is there by default. What is known to be a credential is
+  never logged: headers such as `cookie` and `authorization`, in the access log also those that a
+  route sets for its upstream, and query parameters such as `code` or `token` show `[redacted]`.
+  The access log shows a header up to its first `?`."""
+
+
 def _log_fields() -> str:
     lines = ["## Log fields", ""]
     for key, default, more in (
@@ -183,7 +194,7 @@ def _log_fields() -> str:
             f"- `{key}` by default: {_words(default)}.",
             f"  Further ones: {_words(sorted(more))}, `headers.<Name>`.",
         ]
-    lines.append("- An empty list means none.")
+    lines += ["- An empty list means none.", _ABOUT_LOGS]
     return "\n".join(lines) + "\n"
 
 

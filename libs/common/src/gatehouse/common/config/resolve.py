@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
-
-from pydantic import SecretStr
 
 from gatehouse.common.config import derive
 from gatehouse.common.config.certificates import (
@@ -22,7 +19,10 @@ from gatehouse.common.config.certificates import (
     check_revocation_lists,
     derive_certificate,
     make_pair,
+    serves_clients,
+    wants_staple,
 )
+from gatehouse.common.config.client_certificate_checks import check_revocation
 from gatehouse.common.config.global_checks import check_settings
 from gatehouse.common.config.inputs import Inputs, ReadFile, file_digest
 from gatehouse.common.config.issues import ConfigError, Issue
@@ -33,9 +33,15 @@ from gatehouse.common.config.load import (
     load_outcome,
     paused_collection,
 )
-from gatehouse.common.config.model import Settings, StorageType
+from gatehouse.common.config.memory import RouteMemory, revealed
+from gatehouse.common.config.model import Settings
+from gatehouse.common.config.resolve_branding import check_branding
+from gatehouse.common.config.resolve_explain import explain_policy
+from gatehouse.common.config.resolve_route_records import resolve_added
 from gatehouse.common.config.resolve_routes import RouteResolver
 from gatehouse.common.config.resolve_secrets import SecretResolver
+from gatehouse.common.config.resolve_telemetry import metrics_listener, tracing
+from gatehouse.common.config.resolve_urls import URLResolver
 from gatehouse.common.config.resolved import (
     CertificatePair,
     IdentityProviderSettings,
@@ -43,6 +49,7 @@ from gatehouse.common.config.resolved import (
     ResolvedSettings,
     ServiceName,
 )
+from gatehouse.common.config.route_records import ConfigRecord, routes_of
 from gatehouse.common.config.unavailable import (
     MESSAGE,
     unavailable_settings,
@@ -86,13 +93,15 @@ def resolve(
     read_file: ReadFile,
     environ: Mapping[str, str],
     random_secret: Callable[[], bytes],
+    records: Iterable[ConfigRecord] = (),
 ) -> Resolved:
     """Resolved settings and warnings, or ConfigError with every mistake.
 
     `random_secret` gives the secret of an all-in-one without one: 32 bytes, the same on each call
-    in a process. `read_file` raises OSError for what cannot be read.
+    in a process. `read_file` raises OSError for what cannot be read. `records` are the databroker's
+    of `RECORD_TYPES`; what is wrong with them never is a ConfigError, but in `left_out`.
     """
-    resolver = _Resolver(loaded, frozenset(), read_file, environ, random_secret)
+    resolver = _Resolver(loaded, frozenset(), read_file, environ, random_secret, records)
     resolved = resolver.run()
     if resolved is None:
         raise UnresolvedError(
@@ -104,23 +113,36 @@ def resolve(
 
 
 def load_and_resolve(
-    path: Path | None, environ: Mapping[str, str], *, random_secret: Callable[[], bytes]
+    path: Path | None,
+    environ: Mapping[str, str],
+    *,
+    random_secret: Callable[[], bytes],
+    records: Iterable[ConfigRecord] = (),
+    memory: RouteMemory | None = None,
 ) -> Resolved:
-    """Load, read files, resolve. ConfigError holds the mistakes of all steps."""
+    """Load, read files, resolve. ConfigError holds the mistakes of all steps.
+
+    `memory` saves work on routes that were the same the last time; it changes no result.
+    """
     with paused_collection():
-        return _load_and_resolve(path, environ, random_secret)
+        known = RouteMemory() if memory is None else memory
+        return _load_and_resolve(path, environ, random_secret, records, known)
 
 
 def _load_and_resolve(
-    path: Path | None, environ: Mapping[str, str], random_secret: Callable[[], bytes]
+    path: Path | None,
+    environ: Mapping[str, str],
+    random_secret: Callable[[], bytes],
+    records: Iterable[ConfigRecord],
+    memory: RouteMemory,
 ) -> Resolved:
-    outcome: Outcome = load_outcome(path, environ)
+    outcome: Outcome = load_outcome(path, environ, memory)
     errors = list(outcome.errors)
     if outcome.settings is None or ("services",) in outcome.dropped:
         raise ConfigError(tuple(errors), tuple(outcome.warnings))
     loaded = outcome.loaded()
     resolver = _Resolver(
-        loaded, frozenset(outcome.dropped), Path.read_bytes, environ, random_secret
+        loaded, frozenset(outcome.dropped), Path.read_bytes, environ, random_secret, records, memory
     )
     resolved = resolver.run()
     errors.extend(resolver.inputs.errors)
@@ -145,8 +167,12 @@ class _Resolver:
         read_file: ReadFile,
         environ: Mapping[str, str],
         random_secret: Callable[[], bytes],
+        records: Iterable[ConfigRecord],
+        memory: RouteMemory | None = None,
     ) -> None:
+        self._memory = RouteMemory() if memory is None else memory
         self.inputs = Inputs(loaded, dropped, read_file)
+        self._records = tuple(records)
         self._loaded = loaded
         self._settings: Settings = loaded.settings
         self._environ = environ
@@ -190,21 +216,39 @@ class _Resolver:
         bundle = self._bundle(derived_authority)
         mtls_ca, mtls_crl = self._downstream_mtls()
         grpc_ca, grpc_client = self._grpc_client_tls()
-        routes = RouteResolver(
+        check_branding(settings, self.inputs)
+        metrics = metrics_listener(settings, self.inputs)
+        spans = tracing(settings, self.inputs, self._environ)
+        recorded, unread = routes_of(self._records)
+        resolver = RouteResolver(
             settings=settings,
             services=services,
             provider=provider,
-            shared_secret=shared[0],
+            shared_secrets=shared,
             signing_keys=signing_keys,
             downstream_mtls=(mtls_ca, mtls_crl),
             inputs=self.inputs,
-        ).resolve()
+            memory=self._memory,
+            stored_authorities=tuple(
+                str(route.keys.get("tls_downstream_client_ca") or "") for route in recorded
+            ),
+        )
+        routes = resolver.resolve()
+        route_authorities = (route.tls_downstream_client_ca_pem for route in routes)
+        client_authorities = [pem for pem in (mtls_ca, *route_authorities) if pem]
+        for finding in check_revocation(settings, client_authorities, mtls_crl):
+            self.inputs.report(finding.severity, finding.path, finding.message, finding.fix)
+        urls = URLResolver(
+            settings=settings, services=services, inputs=self.inputs, environ=self._environ
+        )
         login = any(derive.needs_login(route.policy) for route in routes)
-        authenticate, internal = self._authenticate_urls(provider, login=login)
+        authenticate, internal = urls.authenticate(provider, login=login)
         self._check_provider(client_secret, authenticate, login=login)
-        connection = self._databroker_connection()
+        added = resolve_added(resolver, recorded, routes, can_sign_in=bool(authenticate))
+        connection = urls.databroker_connection()
         for finding in weaknesses(self._loaded, connection, self._environ):
             self.inputs.report(finding.severity, finding.path, finding.message, finding.fix)
+        administrators = explain_policy(settings, self.inputs)
         grpc = derive.grpc_address(settings, services)
         if grpc is None:
             self.inputs.error(("grpc_address",), "is not an address", "host:port, or :port for all")
@@ -222,27 +266,34 @@ class _Resolver:
             "fallback_certificate": fallback,
             "ca_bundle_pem": bundle,
             "databroker_connection": connection,
-            "routes": routes,
+            "routes": (*routes, *added.routes),
+            "left_out": (*unread, *added.issues),
             "address": derive.main_address(settings),
             "grpc_address": grpc,
             "grpc_insecure": derive.grpc_insecure(settings, services),
             "authenticate_url": authenticate,
             "authenticate_internal_url": internal,
-            "authorize_urls": self._urls(ServiceName.AUTHORIZE),
-            "databroker_urls": self._urls(ServiceName.DATABROKER),
+            "authorize_urls": urls.of(ServiceName.AUTHORIZE),
+            "databroker_urls": urls.of(ServiceName.DATABROKER),
             "watched_files": tuple(self.inputs.contents),
             "file_digests": self.inputs.file_digests(),
             "downstream_mtls_ca_pem": mtls_ca,
             "downstream_mtls_crl_pem": mtls_crl,
             "grpc_client_ca_pem": grpc_ca,
             "grpc_client_certificate": grpc_client,
+            "metrics": metrics,
+            "tracing": spans,
+            "explain_policy": administrators,
         }
         return ResolvedSettings(**fields, generation=self._generation(fields))
 
     def _generation(self, fields: Mapping[str, Any]) -> str:
         """12 hex digits that change when anything does; keyed, so that they tell nothing."""
         digest = hmac.new(fields["shared_secrets"][0], digestmod=hashlib.sha256)
-        digest.update(_revealed(self._settings).encode())
+        digest.update(revealed(self._settings.without_routes()).encode())
+        for key in (self._settings.policy, self._settings.routes):
+            digest.update(len(key).to_bytes(8))
+        digest.update(self._memory.digest(self._settings.all_routes))
         for value in (
             sorted(self._services),
             fields["shared_secrets"],
@@ -251,6 +302,8 @@ class _Resolver:
             fields["databroker_connection"],
         ):
             digest.update(repr(value).encode() + b"\x00")
+        for record in self._records:
+            digest.update(repr(record).encode() + b"\x00")
         for file, contents in self.inputs.contents.items():
             digest.update(str(file).encode() + b"\x00" + file_digest(contents))
         return digest.hexdigest()[:12]
@@ -335,6 +388,13 @@ class _Resolver:
         pairs: list[CertificatePair] = []
         if main or not insecure_grpc:
             pairs = self._configured_certificates()
+        for pair in pairs:
+            if wants_staple(pair.certificate_pem):
+                self.inputs.error(
+                    ("certificate_file",),
+                    f"{pair.source} demands a stapled OCSP answer, and there is none",
+                    "a certificate without must-staple",
+                )
         authority: bytes | None = None
         name = derive.derived_name(settings)
         if name is not None:
@@ -439,6 +499,13 @@ class _Resolver:
         authority = self.inputs.authorities(
             ("grpc_client_ca",), settings.grpc_client_ca, settings.grpc_client_ca_file
         )
+        asks = "grpc_client_ca_file" if settings.grpc_client_ca_file else "grpc_client_ca"
+        if getattr(settings, asks) and derive.grpc_insecure(settings, self._services):
+            self.inputs.error(
+                (asks,),
+                "callers cannot be asked for certificates in plain text (grpc_insecure: true)",
+                "grpc_insecure: false",
+            )
         certificate, key = settings.grpc_client_certificate_file, settings.grpc_client_key_file
         if not certificate and not key:
             return authority, None
@@ -449,115 +516,13 @@ class _Resolver:
             ("grpc_client_key_file",),
             "bad client certificate",
         )
+        if pair is not None and not serves_clients(pair.certificate_pem):
+            self.inputs.error(
+                ("grpc_client_certificate_file",),
+                "its extended key usage does not include clientAuth: every server would refuse it",
+                "a certificate made for TLS clients",
+            )
         return authority, pair
-
-    # -- URLs and storage ----------------------------------------------------------------------
-
-    def _authenticate_urls(
-        self, provider: IdentityProviderSettings | None, *, login: bool
-    ) -> tuple[str, str]:
-        settings = self._settings
-        url = settings.authenticate_service_url
-        internal = settings.authenticate_internal_service_url or url
-        fix = "the https URL where users sign in, such as https://authenticate.example.com"
-        for key, value in (
-            ("authenticate_service_url", url),
-            ("authenticate_internal_service_url", settings.authenticate_internal_service_url),
-        ):
-            if value and derive.is_hosted(value):
-                self.inputs.error(
-                    (key,),
-                    "Pomerium's hosted authenticate needs the stateless flow, which is not offered",
-                    fix,
-                )
-        if url:
-            return url.rstrip("/"), internal.rstrip("/")
-        if self._services == {ServiceName.DATABROKER}:
-            if provider is not None:
-                self.inputs.warn(
-                    ("authenticate_service_url",),
-                    "is not set here, so sessions cannot be told apart by provider and refreshed",
-                    "the same value as in the other services",
-                )
-        elif not self._all_in_one:
-            self.inputs.error(
-                ("authenticate_service_url",), "is required when services run apart", fix
-            )
-        elif login:
-            self.inputs.error(
-                ("authenticate_service_url",), "is required, since a route needs a login", fix
-            )
-        return "", ""
-
-    def _urls(self, service: ServiceName) -> tuple[str, ...]:
-        """Where to dial `service`. All-in-one ignores the keys; so does who runs it itself."""
-        settings = self._settings
-        if service is ServiceName.AUTHORIZE:
-            urls = derive.configured_urls(
-                settings.authorize_service_url, settings.authorize_service_urls
-            )
-            if settings.authorize_internal_service_url:
-                urls = (settings.authorize_internal_service_url,)
-            needed = ServiceName.PROXY in self._services
-        else:
-            urls = derive.configured_urls(
-                settings.databroker_service_url, settings.databroker_service_urls
-            )
-            needed = bool(self._services - {ServiceName.DATABROKER})
-        if self._all_in_one or service in self._services:
-            return (derive.loopback_url(settings),)
-        if not urls:
-            if needed:
-                self.inputs.warn(
-                    (f"{service}_service_url",),
-                    f"is not set: {service} is looked for at {derive.loopback_url(settings)}",
-                    f"the URL of {service}",
-                )
-            return (derive.loopback_url(settings),)
-        return urls
-
-    def _databroker_connection(self) -> str:
-        settings = self._settings
-        kind = settings.databroker_storage_type
-        where: KeyPath = ("databroker_storage_connection_string",)
-        text = settings.databroker_storage_connection_string.get_secret_value().strip()
-        if ServiceName.DATABROKER not in self._services:
-            return text
-        if settings.databroker_storage_connection_string_file:
-            where = ("databroker_storage_connection_string_file",)
-            contents = self.inputs.read(where, settings.databroker_storage_connection_string_file)
-            text = (contents or b"").decode("utf-8", "replace").strip()
-        urls = derive.configured_urls(
-            settings.databroker_service_url, settings.databroker_service_urls
-        )
-        if kind is not StorageType.POSTGRES and len(urls) > 1:
-            self.inputs.error(
-                ("databroker_storage_type",),
-                f"{kind} storage serves one instance, but {len(urls)} databroker URLs are set",
-                "databroker_storage_type: postgres, or one URL",
-            )
-        if kind is StorageType.MEMORY:
-            return ""
-        if kind is StorageType.FILE:
-            if text and not text.startswith("file://"):
-                self.inputs.error(where, "is not a file URL", "file:///path/to/directory")
-            return text or f"file://{derive.data_directory(self._environ) / 'databroker'}"
-        if not text:
-            self.inputs.error(
-                ("databroker_storage_connection_string",),
-                "is required with postgres",
-                "postgresql://user:password@host/database",
-            )
-        return text
-
-
-def _revealed(settings: Settings) -> str:
-    """The settings as text, secrets included: only ever hashed with a key."""
-
-    def plain(value: Any) -> Any:
-        return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
-
-    return json.dumps(settings.model_dump(), default=plain, sort_keys=True)
 
 
 __all__ = ["ListenAddress", "ReadFile", "Resolved", "load_and_resolve", "resolve"]

@@ -10,12 +10,16 @@ import hmac
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
+from urllib.parse import urlsplit
 
+from gatehouse.common.config.documents import DocumentError, parse_yaml_value
 from gatehouse.common.config.inputs import Inputs
 from gatehouse.common.config.issues import Severity
-from gatehouse.common.config.load import KeyPath
-from gatehouse.common.config.model import MTLSEnforcement, Route, Settings
+from gatehouse.common.config.load import KeyPath, format_path
+from gatehouse.common.config.memory import KnownRoute, RouteMemory, reads_files
+from gatehouse.common.config.model import Route, Settings
 from gatehouse.common.config.resolved import (
     CertificatePair,
     FromURL,
@@ -23,6 +27,7 @@ from gatehouse.common.config.resolved import (
     ResolvedRoute,
     ServiceName,
     Upstream,
+    adds_certificate_rule,
 )
 from gatehouse.common.config.route_checks import check_route
 from gatehouse.common.config.routes import (
@@ -32,7 +37,7 @@ from gatehouse.common.config.routes import (
     route_checksum,
     route_id,
 )
-from gatehouse.common.config.shadowing import Hiding, Shadow, shadows
+from gatehouse.common.config.shadowing import Shadow, shadow_remark, shadows
 from gatehouse.common.config.unavailable import MESSAGE, unavailable_in_route
 from gatehouse.common.jose.keys import SigningKey
 from gatehouse.common.policy.ast import Policy, Rule, canonical
@@ -48,6 +53,11 @@ from gatehouse.common.session.idp_id import idp_id
 
 _GITHUB_VERSION: Final = 1
 _PATH_KEYS: Final = ("path", "prefix", "regex")
+_DEFAULT_PORTS: Final = {"https": 443, "http": 80}
+_POLICY_KEYS: Final = (
+    *("policy", "sub_policies", "allow_any_authenticated_user"),
+    *("allowed_users", "allowed_domains", "allowed_idp_claims"),
+)
 
 # Global keys that shape what authorize answers; a change makes every remembered answer stale.
 _DECISION_KEYS: Final = (
@@ -55,7 +65,7 @@ _DECISION_KEYS: Final = (
     *("idp_access_token_allowed_audiences", "jwt_claims_headers", "jwt_issuer_format"),
     "jwt_groups_filter",
     *("pass_identity_headers", "runtime_flags", "idp_provider", "idp_provider_url"),
-    *("idp_client_id",),
+    *("idp_client_id", "xff_num_trusted_hops", "skip_xff_append"),
 )
 
 
@@ -66,25 +76,28 @@ class RouteResolver:
     settings: Settings
     services: frozenset[ServiceName]
     provider: IdentityProviderSettings | None
-    shared_secret: bytes
+    shared_secrets: tuple[bytes, ...]
     signing_keys: tuple[SigningKey, ...]
     downstream_mtls: tuple[bytes | None, bytes | None]
     inputs: Inputs
-    # True when authorize adds the default rule on client certificates to every route.
-    asks_for_certificates: bool = field(init=False)
+    memory: RouteMemory = field(default_factory=RouteMemory)
+    stored_authorities: tuple[str, ...] = ()  # that routes of the databroker name, as written
+    # As ResolvedSettings.refuses_bad_certificates will be, before there is one.
+    adds_certificate_rule: bool = field(init=False)
 
     def __post_init__(self) -> None:
         # Once: it looks at every route, and every route asks for it.
-        object.__setattr__(self, "asks_for_certificates", self._asks_for_certificates())
+        object.__setattr__(self, "adds_certificate_rule", self._adds_certificate_rule())
 
     def resolve(self) -> tuple[ResolvedRoute, ...]:
         """`policy`, then `routes`, each in file order; what is wrong is reported and left out."""
-        decision = self._decision_settings()
+        decision = self.decision_settings()
         resolved: list[ResolvedRoute] = []
         seen: dict[tuple[str, str], KeyPath] = {}
+        known = self.memory.known(self._basis(decision))
         for path, route in self._written():
-            made = self._route(path, route, len(resolved), decision)
-            if made is None:
+            made = self._known(known.get(id(route))) or self._new(path, route, decision)
+            if made is None or not self.inputs.is_whole(path):
                 continue
             other = seen.setdefault((route.name, made.id), path)
             if other != path:
@@ -95,9 +108,42 @@ class RouteResolver:
                     f"{other[0]}[{other[1]}] has the same name, match and destination",
                     "remove one of them, or name them",
                 )
+                continue
             resolved.append(made)
         self._shadowed(resolved)
         return tuple(resolved)
+
+    def _basis(self, decision: bytes) -> object:
+        """All that a route resolves to depends on, besides itself and its files."""
+        return (
+            self.settings.without_routes(),
+            self.services,
+            self.provider,
+            self.shared_secrets,
+            tuple(key.kid for key in self.signing_keys),
+            self.downstream_mtls,
+            self.adds_certificate_rule,
+            decision,
+            self.inputs.dropped,
+        )
+
+    def _known(self, known: KnownRoute | None) -> ResolvedRoute | None:
+        """What a route resolved to the last time, wherever it stood."""
+        if known is None:
+            return None
+        self.memory.resolved[id(known.route)] = known
+        return known.resolved
+
+    def _new(self, path: KeyPath, route: Route, decision: bytes) -> ResolvedRoute | None:
+        remarks = len(self.inputs.errors) + len(self.inputs.warnings)
+        made = self.resolve_one(path, route, decision)
+        if (
+            made is not None
+            and remarks == len(self.inputs.errors) + len(self.inputs.warnings)
+            and not reads_files(route)
+        ):
+            self.memory.resolved[id(route)] = KnownRoute(route, made)
+        return made
 
     def _written(self) -> Iterator[tuple[KeyPath, Route]]:
         for key in ("policy", "routes"):
@@ -105,7 +151,8 @@ class RouteResolver:
                 if (key, index) not in self.inputs.dropped:
                     yield (key, index), route
 
-    def _decision_settings(self) -> bytes:
+    def decision_settings(self) -> bytes:
+        """What of the global keys shapes every decision; part of each route's checksum."""
         dumped = self.settings.model_dump(mode="json", include=set(_DECISION_KEYS))
         mtls = self.settings.downstream_mtls
         dumped["mtls"] = [
@@ -114,18 +161,20 @@ class RouteResolver:
             mtls.max_verify_depth,
             *(hashlib.sha256(part or b"").hexdigest() for part in self.downstream_mtls),
         ]
+        if self.adds_certificate_rule and self.downstream_mtls[0] is None:
+            dumped["mtls"].append("rule")  # the authority of one route brings it to all of them
         dumped["keys"] = [key.kid for key in self.signing_keys]
+        dumped["secrets"] = [self._keyed(secret.hex()) for secret in self.shared_secrets]
         account = self.settings.google_cloud_serverless_authentication_service_account
         dumped["google"] = self._keyed(account.get_secret_value())
         return json.dumps(dumped, sort_keys=True).encode()
 
     def _keyed(self, secret: str) -> str:
         """A stand-in for a secret: equal in every service, of no use to who reads it."""
-        return hmac.new(self.shared_secret, secret.encode(), hashlib.sha256).hexdigest()
+        return hmac.new(self.shared_secrets[0], secret.encode(), hashlib.sha256).hexdigest()
 
-    def _route(
-        self, path: KeyPath, route: Route, index: int, decision: bytes
-    ) -> ResolvedRoute | None:
+    def resolve_one(self, path: KeyPath, route: Route, decision: bytes) -> ResolvedRoute | None:
+        """One route, or None after its mistakes were reported."""
         sound = True
 
         def error(key: KeyPath, message: str, fix: str = "") -> None:
@@ -155,11 +204,49 @@ class RouteResolver:
         for name, fix in unavailable_in_route(route, from_url):
             error((name,), MESSAGE, fix)
         policy = self._policy(route, error)
-        if policy is not None:
+        if from_url is not None and self._is_passed_through(from_url):
+            self._undecided(path, route, error)
+        elif policy is not None:
             self._doubts(path, route, policy)
+        if route.regex_priority_order is not None:
+            self.inputs.warn(
+                (*path, "regex_priority_order"),
+                "has no effect in a file, whose routes are tried in the order they stand in",
+                "put the route before those that it must come before",
+            )
         if not sound or from_url is None or policy is None:
             return None
-        return self._with_files(path, route, index, decision, from_url, tuple(upstreams), policy)
+        return self._with_files(path, route, decision, from_url, tuple(upstreams), policy)
+
+    def _is_passed_through(self, from_url: FromURL) -> bool:
+        """True on the host of an authenticate service elsewhere, where the proxy decides nothing.
+
+        Sign-in itself must be reachable without a sign-in.
+        """
+        if ServiceName.PROXY not in self.services or ServiceName.AUTHENTICATE in self.services:
+            return False
+        url = urlsplit(self.settings.authenticate_service_url)
+        port = None if url.port == _DEFAULT_PORTS.get(url.scheme) else url.port
+        is_plain = from_url.scheme in _DEFAULT_PORTS
+        return is_plain and (from_url.host, from_url.port) == (url.hostname, port)
+
+    def _undecided(self, path: KeyPath, route: Route, error: Any) -> None:
+        """Nobody is kept out by a policy that is never asked."""
+        given = [name for name in _POLICY_KEYS if getattr(route, name)]
+        for name in given:
+            error(
+                (name,),
+                "cannot hold here: on the host of authenticate_service_url nothing is decided, "
+                "since users must reach it to sign in",
+                "allow_public_unauthenticated_access: true alone; authenticate guards its pages",
+            )
+        if not given and not route.allow_public_unauthenticated_access:
+            self.inputs.warn(
+                (*path, "from"),
+                "everybody may use this route: on the host of authenticate_service_url nothing is "
+                "decided",
+                "allow_public_unauthenticated_access: true, which says so",
+            )
 
     def _doubts(self, path: KeyPath, route: Route, policy: Policy) -> None:
         """Warn of what the policy says and probably was not meant."""
@@ -170,19 +257,21 @@ class RouteResolver:
                 "nobody may use this route: every request is refused",
                 "policy, allow_any_authenticated_user or allow_public_unauthenticated_access",
             )
-        whole = with_client_certificate_rule(policy) if self.asks_for_certificates else policy
+        whole = with_client_certificate_rule(policy) if self.adds_certificate_rule else policy
         for hazard in hazards(whole):
             if hazard.path:
                 self.inputs.warn((*path, "policy", *hazard.path), hazard.message, hazard.fix)
             elif not for_nobody:  # which says it all
                 key = "allowed_idp_claims" if route.allowed_idp_claims else "from"
-                self.inputs.warn((*path, key), hazard.message, hazard.fix)
+                self.inputs.warn((*path, key), hazard.named, hazard.fix)
 
-    def _asks_for_certificates(self) -> bool:
-        routes = self.settings.all_routes
-        return self.settings.downstream_mtls.enforcement is not MTLSEnforcement.POLICY and (
-            self.downstream_mtls[0] is not None
-            or any(r.tls_downstream_client_ca or r.tls_downstream_client_ca_file for r in routes)
+    def _adds_certificate_rule(self) -> bool:
+        of_routes = (
+            route.tls_downstream_client_ca or route.tls_downstream_client_ca_file
+            for route in self.settings.all_routes
+        )
+        return adds_certificate_rule(
+            self.settings, (self.downstream_mtls[0], *self.stored_authorities, *of_routes)
         )
 
     def _policy(self, route: Route, error: Any) -> Policy | None:
@@ -197,14 +286,18 @@ class RouteResolver:
                     error(("policy", *part.path), part.message)
         subs: list[SubPolicy] = []
         for index, sub in enumerate(route.sub_policies):
-            if sub.rego:
+            written: Policy | None = None
+            if sub.source_ppl:  # `rego` beside it is only what Pomerium made of it
+                written = _written_policy(
+                    sub.source_ppl, partial(error, ("sub_policies", index, "source_ppl"))
+                )
+                failed = failed or written is None
+            elif sub.rego:
                 failed = True
-                error(("sub_policies", index, "rego"), MESSAGE, "write it in the policy language")
-            if sub.source_ppl:
-                failed = True
-                error(("sub_policies", index, "source_ppl"), MESSAGE, "put it under policy")
+                error(("sub_policies", index, "rego"), MESSAGE, "source_ppl: the policy language")
             subs.append(
                 SubPolicy(
+                    policy=written,
                     allowed_users=sub.allowed_users,
                     allowed_domains=sub.allowed_domains,
                     allowed_idp_claims=sub.allowed_idp_claims,
@@ -237,7 +330,6 @@ class RouteResolver:
         self,
         path: KeyPath,
         route: Route,
-        index: int,
         decision: bytes,
         from_url: FromURL,
         upstreams: tuple[Upstream, ...],
@@ -275,7 +367,6 @@ class RouteResolver:
             ]
         ).encode()
         return ResolvedRoute(
-            index=index,
             id=route_id(route),
             checksum=route_checksum(route, canonical(policy), decision, extra),
             settings=route,
@@ -324,57 +415,60 @@ class RouteResolver:
             ),
         )
 
-    def _shadowed(self, routes: list[ResolvedRoute]) -> None:
-        """Warn of routes that can never be reached, and of hosts that hide wildcards."""
-        written = {id(route): path for path, route in self._written()}
-        places = [written[id(route.settings)] for route in routes]
-        found = shadows(
+    def labels(self, routes: Sequence[ResolvedRoute]) -> list[str]:
+        """How messages name each of these routes of the file."""
+        places = self._places(routes)
+        return [
+            route_label(
+                f"{place[0]}[{place[1]}]", route.settings, self.inputs.line_of((*place, "from"))
+            )
+            for place, route in zip(places, routes, strict=True)
+        ]
+
+    def shadows(self, routes: Sequence[ResolvedRoute]) -> Iterator[Shadow]:
+        """What stands in the way of what among routes that are tried in this order."""
+        return shadows(
             routes,
             sign_in_url=self.settings.authenticate_service_url,
             serves_sign_in=ServiceName.AUTHENTICATE in self.services,
         )
+
+    def _places(self, routes: Sequence[ResolvedRoute]) -> list[KeyPath]:
+        written = {id(route): path for path, route in self._written()}
+        return [written[id(route.settings)] for route in routes]
+
+    def _shadowed(self, routes: list[ResolvedRoute]) -> None:
+        """Warn of routes that can never be reached, and of hosts that hide wildcards."""
+        found = list(self.shadows(routes))
+        if not found:
+            return
+        places, labels = self._places(routes), self.labels(routes)
         for shadow in found:
-            self.inputs.warn(
-                *_shadow_warning(shadow, places, routes, self.inputs.line_of),
-            )
+            remark = shadow_remark(shadow, labels)
+            self.inputs.warn((*places[remark.route], "from"), remark.message, remark.fix)
+
+
+def _written_policy(text: str, error: Callable[[str], None]) -> Policy | None:
+    """A policy written as text, or None after its mistakes were reported."""
+    try:
+        value, _ = parse_yaml_value(text)
+        return parse_policy(value)
+    except DocumentError as problem:
+        line = "" if problem.line is None else f"line {problem.line}: "
+        error(f"{line}{problem}")
+    except PolicyError as problem:
+        for part in problem.problems:
+            error(f"{format_path(part.path)}: {part.message}" if part.path else part.message)
+    return None
 
 
 def _lets_in(rule: Rule) -> bool:
     return rule.action == "allow" and bool(rule.and_ or rule.or_ or rule.not_ or rule.nor)
 
 
-def _shadow_warning(
-    shadow: Shadow,
-    places: Sequence[KeyPath],
-    routes: Sequence[ResolvedRoute],
-    line_of: Callable[[KeyPath], int | None],
-) -> tuple[KeyPath, str, str]:
-    def named(index: int) -> str:
-        top, position = places[index][:2]
-        settings = routes[index].settings
-        parts = [f"line {line}"] if (line := line_of((*places[index], "from"))) else []
-        rules = (f"{key} {value}" for key in _PATH_KEYS if (value := getattr(settings, key)))
-        parts += [settings.from_, *rules]
-        return f"{top}[{position}] ({', '.join(parts)})"
-
-    at = (*places[shadow.route], "from")
-    if shadow.by is None:
-        return (
-            at,
-            "can never be reached: Gatehouse itself answers these paths of every host",
-            "another path; /.pomerium, /.well-known/pomerium, /ping and /healthz are taken",
-        )
-    by = named(shadow.by)
-    if shadow.hiding is Hiding.SAME:
-        return at, f"can never be reached: {by} before it has the same from and path", "keep one"
-    if shadow.hiding is Hiding.WHOLE:
-        return (
-            at,
-            f"can never be reached: {by} before it matches all of it",
-            "put the narrower route first",
-        )
-    return (
-        (*places[shadow.by], "from"),
-        f"hides {named(shadow.route)} on {shadow.host}: all other paths there answer 404",
-        f"add a route for {shadow.host} without path, if they are wanted",
-    )
+def route_label(place: str, settings: Route, line: int | None = None) -> str:
+    """A route as messages about another one name it."""
+    parts = [f"line {line}"] if line else []
+    rules = (f"{key} {value}" for key in _PATH_KEYS if (value := getattr(settings, key)))
+    parts += [settings.from_, *rules]
+    return f"{place} ({', '.join(parts)})"

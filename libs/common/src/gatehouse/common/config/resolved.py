@@ -6,14 +6,16 @@ Made by `resolve.py` only. Everything is immutable; a change is a new object.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from gatehouse.common.config.model import Route, Settings
+from gatehouse.common.config.issues import Issue
+from gatehouse.common.config.model import MTLSEnforcement, Route, Settings
 from gatehouse.common.ids import RouteId
 from gatehouse.common.jose.keys import SigningKey
 from gatehouse.common.policy.ast import Policy
+from gatehouse.common.policy.legacy import with_client_certificate_rule
 
 
 class ServiceName(enum.StrEnum):
@@ -40,6 +42,39 @@ class ListenAddress:
 
     host: str
     port: int
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsListener:
+    """Where this process's metrics are read, and by whom."""
+
+    address: ListenAddress
+    basic_auth: bytes | None = field(repr=False)  # user:password; None: nobody is asked
+    certificate: CertificatePair | None  # None: plain text
+    client_ca_pem: bytes | None  # set: readers must show a certificate
+
+
+@dataclass(frozen=True, slots=True)
+class Collector:
+    """Where spans are sent (OTLP). Its headers may hold credentials."""
+
+    url: str
+    is_grpc: bool  # else protobuf over HTTP, and `url` is the whole one
+    headers: tuple[tuple[str, str], ...] = field(repr=False)
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tracing:
+    """Which requests are traced, and how spans are sent."""
+
+    collector: Collector
+    sampled_share: float  # 0 to 1, of requests that bring no trace of their own
+    resource: Mapping[str, str]
+    batch_delay_s: float
+    batch_spans: int
+    value_limit: int  # characters of an attribute's value
+    log_level: str = "info"  # of what the export has to say
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +124,6 @@ class Upstream:
 class ResolvedRoute:
     """A route with its identity, its policy tree and the contents of its files."""
 
-    index: int
     id: RouteId  # 16 hex digits of xxh3, or the configured id
     checksum: int  # uint64 over the route, its policy and the settings that shape a decision
     settings: Route
@@ -101,9 +135,22 @@ class ResolvedRoute:
     tls_client_certificate: CertificatePair | None = None
     tls_downstream_client_ca_pem: bytes | None = None
     kubernetes_service_account_token: str | None = None
+    stat_name: str = ""  # what its statistics are called, instead of its name; from records only
+    is_stored: bool = False  # made in the databroker: what is wrong with it concerns it alone
 
     def __repr__(self) -> str:
         return f"ResolvedRoute(id={self.id!r}, from={self.settings.from_!r})"
+
+
+def adds_certificate_rule(settings: Settings, authorities: Iterable[bytes | str | None]) -> bool:
+    """True when every route's policy ends with the default client-certificate rule.
+
+    `authorities`: who signs client certificates, as PEM or as written, for the configuration and
+    for each of its routes; None and "" where none is named.
+    """
+    if settings.downstream_mtls.enforcement is MTLSEnforcement.POLICY:
+        return False
+    return any(authority is not None and authority != "" for authority in authorities)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +181,19 @@ class ResolvedSettings:
     downstream_mtls_crl_pem: bytes | None = None
     grpc_client_ca_pem: bytes | None = None  # set: our gRPC servers require client certificates
     grpc_client_certificate: CertificatePair | None = None  # what our gRPC clients present
+    metrics: MetricsListener | None = None
+    tracing: Tracing | None = None
     file_digests: Mapping[Path, bytes] = field(default_factory=dict)  # of the files as read
+    left_out: tuple[Issue, ...] = ()  # what is wrong with the databroker's routes
+    explain_policy: Policy | None = None  # who may ask about other people's decisions; None: nobody
+    # True when every route's policy ends with the default client-certificate rule.
+    refuses_bad_certificates: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Once: it looks at every route, and is asked for every route.
+        of_routes = (route.tls_downstream_client_ca_pem for route in self.routes)
+        refuses = adds_certificate_rule(self.settings, (self.downstream_mtls_ca_pem, *of_routes))
+        object.__setattr__(self, "refuses_bad_certificates", refuses)
 
     def __repr__(self) -> str:
         return f"ResolvedSettings(generation={self.generation!r}, routes={len(self.routes)})"
@@ -143,6 +202,36 @@ class ResolvedSettings:
     def is_all_in_one(self) -> bool:
         """True when this process runs all four services."""
         return len(self.services) == len(ServiceName)
+
+    def without_routes(self) -> ResolvedSettings:
+        """What routes are built on: equal for equal global keys, however the files were read.
+
+        Private keys cannot be compared and shape nothing but signatures: they are left out.
+        """
+        return replace(
+            self,
+            settings=self.settings.without_routes(),
+            routes=(),
+            signing_keys=(),
+            watched_files=(),
+            generation="",
+            file_digests={},
+        )
+
+    @property
+    def has_configured_certificate(self) -> bool:
+        """True when a certificate was given, and not only made from the shared secret."""
+        return any(pair.source != "tls_derive" for pair in self.certificates)
+
+    def policy_in_force(self, route: ResolvedRoute) -> Policy:
+        """A route's policy as it decides, with the default client-certificate rule if it has it."""
+        policy = route.policy
+        return with_client_certificate_rule(policy) if self.refuses_bad_certificates else policy
+
+    @property
+    def has_databroker(self) -> bool:
+        """True when this process runs a databroker or knows where one is."""
+        return self.runs(ServiceName.DATABROKER) or bool(self.databroker_urls)
 
     def runs(self, service: ServiceName) -> bool:
         """True when this process runs `service`."""

@@ -11,17 +11,20 @@ from collections.abc import Iterator
 from typing import Final
 from urllib.parse import urlsplit
 
+from gatehouse.common.config.access_token_checks import check_access_tokens_of
 from gatehouse.common.config.balancing_checks import check_balancing
 from gatehouse.common.config.issues import Finding, Severity
 from gatehouse.common.config.model import BearerTokenFormat, Route, Settings
 from gatehouse.common.config.resolved import FromURL, Upstream
+from gatehouse.common.config.route_effects import check_effects
 from gatehouse.common.config.routes import (
     UNIX_SCHEMES,
     RouteURLError,
     compile_regex,
     is_tunnel,
 )
-from gatehouse.common.config.values import check_header_name, check_header_value, shorten
+from gatehouse.common.config.sent_text import check_texts
+from gatehouse.common.config.values import shorten
 
 ERROR: Final = Severity.ERROR
 WARNING: Final = Severity.WARNING
@@ -50,11 +53,13 @@ def check_route(
     yield from _matching(route, from_url)
     yield from _rewriting(route)
     yield from _hosts(route)
-    yield from _header_values(route)
+    yield from check_texts(route)
+    yield from check_effects(route, upstreams, settings)
     yield from _timeouts(route, settings)
     yield from _upstream_tls(route, upstreams)
     yield from check_balancing(route, upstreams, settings)
     yield from _identity(route, settings)
+    yield from check_access_tokens_of(route, settings)
     if from_url is not None:
         yield from _scheme(route, from_url, upstreams, settings)
 
@@ -181,8 +186,6 @@ def _rewriting(route: Route) -> Iterator[Finding]:
         except RouteURLError as error:
             yield _error(f"{prefix}_pattern", str(error), error.fix)
             continue
-        if re.search(r"[\x00\r\n]", substitution):
-            yield _error(f"{prefix}_substitution", "holds a control character", "one line of text")
         for escape in re.findall(r"\\(.|$)", substitution):
             if escape == "\\":
                 continue
@@ -210,11 +213,6 @@ def _hosts(route: Route) -> Iterator[Finding]:
         yield _error(given[1], f"{' and '.join(given)} are given", "one of them")
     elif given and route.preserve_host_header:
         yield _warning("preserve_host_header", f"has no effect beside {given[0]}", "keep one")
-    if route.host_rewrite_header:
-        try:
-            check_header_name(route.host_rewrite_header)
-        except ValueError as error:
-            yield _error("host_rewrite_header", str(error), "the name of a request header")
     for name in ("host", ":authority", ":path", ":method", ":scheme"):
         if any(header.lower() == name for header in route.set_request_headers):
             yield _error(
@@ -226,38 +224,6 @@ def _hosts(route: Route) -> Iterator[Finding]:
             yield _error("remove_request_headers", f"{name} cannot be removed", "leave it out")
     if any(header.lower() == "host" for header in route.set_response_headers):
         yield _error("set_response_headers", "host cannot be set here", "leave it out")
-    for index, rewrite in enumerate(route.rewrite_response_headers):
-        try:
-            check_header_name(rewrite.header)
-        except ValueError as error:
-            yield Finding(
-                ERROR, ("rewrite_response_headers", index, "header"), str(error), "a header name"
-            )
-
-
-def _header_values(route: Route) -> Iterator[Finding]:
-    """Text that ends up in a header: Envoy refuses all routes when one holds a line break."""
-    redirect = route.redirect
-    texts: list[tuple[tuple[str | int, ...], str | None]] = [
-        (("prefix_rewrite",), route.prefix_rewrite),
-        (("host_rewrite",), route.host_rewrite),
-    ]
-    if redirect is not None:
-        texts += [
-            (("redirect", name), getattr(redirect, name))
-            for name in ("scheme_redirect", "host_redirect", "path_redirect", "prefix_rewrite")
-        ]
-    for path, text in texts:
-        try:
-            check_header_value(text or "")
-        except ValueError:
-            yield Finding(ERROR, path, "holds a control character", "one line of text")
-    if route.prefix_rewrite and not route.prefix_rewrite.startswith("/"):
-        yield _warning(
-            "prefix_rewrite",
-            f"{shorten(route.prefix_rewrite)} does not start with /, so the path sent will not",
-            "a path such as /new",
-        )
 
 
 def _timeouts(route: Route, settings: Settings) -> Iterator[Finding]:
@@ -285,6 +251,10 @@ def _upstream_tls(route: Route, upstreams: tuple[Upstream, ...]) -> Iterator[Fin
                 f"{key} with {key.replace('cert', 'key', 1)}",
             )
     named = route.tls_upstream_server_name or route.tls_server_name
+    if route.tls_server_name and named != route.tls_server_name:
+        yield _warning(
+            "tls_server_name", "has no effect beside tls_upstream_server_name", "keep one of them"
+        )
     if not named and any(upstream.scheme == "https+unix" for upstream in upstreams):
         yield _error("to", "https+unix has no host to verify", "tls_upstream_server_name")
     for key in ("tls_upstream_server_name", "tls_server_name"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -38,6 +38,8 @@ from gatehouse.common.config.values import (
     problem,
 )
 
+_MOST_NAMED: Final = 3
+
 
 class Model(BaseModel):
     """Base of every settings model: frozen, closed, null means "not set"."""
@@ -54,11 +56,13 @@ class Model(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _shape(cls, data: Any) -> Any:
-        data = decode_json(data, "a map")
         if isinstance(data, BaseModel):
             return data
+        names = [info.alias or name for name, info in cls.model_fields.items()][:_MOST_NAMED]
+        want = f"a map with keys such as {', '.join(names)}" if names else "an empty map"
+        data = decode_json(data, want)
         if not isinstance(data, Mapping):
-            raise problem(f"is a {kind(data)}", "a map")
+            raise problem(f"is a {kind(data)}", want)
         return {key: value for key, value in data.items() if value is not None}
 
 
@@ -386,7 +390,9 @@ class Route(Model):
     path: Text = Field("", description="match this path exactly")
     prefix: Text = Field("", description="match paths starting with this")
     regex: Text = Field("", description="match paths that this RE2 expression matches wholly")
-    regex_priority_order: Int32 | None = Field(None, description="order among API routes")
+    regex_priority_order: Int32 | None = Field(
+        None, description="order among routes that the databroker holds; none in a file"
+    )
 
     prefix_rewrite: Text = Field("", description="replaces the matched part of the path")
     regex_rewrite_pattern: Text = Field("", description="RE2 expression replaced in the path")
@@ -451,7 +457,7 @@ class Route(Model):
         default=False, description="let a TLS 1.2 upstream renegotiate"
     )
 
-    load_balancing_policy: Annotated[LoadBalancingPolicy, EnumOf()] = Field(
+    load_balancing_policy: Annotated[LoadBalancingPolicy, EnumOf("LOAD_BALANCING_POLICY")] = Field(
         LoadBalancingPolicy.ROUND_ROBIN, description="how upstreams share the requests"
     )
     least_request_lb_config: LeastRequestConfig | None = Field(

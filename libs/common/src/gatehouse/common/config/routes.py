@@ -122,6 +122,12 @@ def _check_host(host: str, what: str, *, wildcard: bool) -> None:
         )
 
 
+def check_authority(text: str) -> None:
+    """Raise RouteURLError when `text` is neither a host nor host:port."""
+    host, _ = _split_port(text, "host")
+    _check_host(host, "host", wildcard=False)
+
+
 def parse_from(text: str) -> FromURL:
     """The parts of a route's `from`, or RouteURLError. Spec: routes.md section 3."""
     fix = "a URL such as https://app.example.com"
@@ -180,6 +186,9 @@ def split_weight(text: str) -> tuple[str, int | None]:
     url, comma, weight = text.partition(",")
     if not comma:
         return url, None
+    if "://" in weight:
+        several = ", ".join(part.strip() for part in text.split(","))
+        raise RouteURLError(f"{shorten(text)} holds several URLs", f"a list: [{several}]")
     if not re.fullmatch(r"\d{1,10}", weight) or not 0 < int(weight) < 2**32:
         raise RouteURLError(
             f"bad weight {shorten(weight)}", "URL,weight with a whole number above 0"

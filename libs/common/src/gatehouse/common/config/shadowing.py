@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -44,6 +45,37 @@ class Shadow:
     route: int
     by: int | None
     host: str
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """What to tell whoever wrote `route`, an index into the routes given."""
+
+    route: int
+    message: str
+    fix: str
+
+
+def shadow_remark(shadow: Shadow, labels: Sequence[str]) -> Remark:
+    """A shadow in words; `labels` name the routes."""
+    if shadow.by is None:
+        return Remark(
+            shadow.route,
+            "can never be reached: Gatehouse itself answers these paths of every host",
+            "another path; /.pomerium, /.well-known/pomerium, /ping and /healthz are taken",
+        )
+    by = labels[shadow.by]
+    if shadow.hiding is Hiding.SAME:
+        message = f"can never be reached: {by} before it has the same from and path"
+        return Remark(shadow.route, message, "keep one")
+    if shadow.hiding is Hiding.WHOLE:
+        message = f"can never be reached: {by} before it matches all of it"
+        return Remark(shadow.route, message, "put the narrower route first")
+    return Remark(
+        shadow.by,
+        f"hides {labels[shadow.route]} on {shadow.host}: all other paths there answer 404",
+        f"add a route for {shadow.host} without path, if they are wanted",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,22 +143,56 @@ def shadows(
     it does not, its host is passed through and has none of Gatehouse's own paths.
     """
     sign_in = urlsplit(sign_in_url).hostname or ""
+    reaches = [_hosts(route.from_url) for route in routes]
+    alone = _alone(reaches)
     hosts: dict[_Host, _Seen] = {}
     wildcards = _Wildcards()
-    for index, route in enumerate(routes):
+    for index, (route, reach) in enumerate(zip(routes, reaches, strict=True)):
         match = path_match(route.settings, route.from_url)
         reached = [
-            _shadow(host, match, index, hosts, wildcards, sign_in, serves_sign_in, routes)
-            for host in _hosts(route.from_url)
+            _own(host, match, index, sign_in, serves_sign_in=serves_sign_in)
+            or (None if host in alone else _shadow(host, match, index, hosts, wildcards, routes))
+            for host in reach
         ]
         if reached and all(shadow is not None for shadow in reached):
             assert reached[0] is not None
             yield reached[0]
-        for host in _hosts(route.from_url):
+        for host in reach:
+            if host in alone:
+                continue
             hosts.setdefault(host, _Seen()).add(match, index)
             if "*" in host.name:
                 wildcards.add(host)
     yield from _hidden(hosts, wildcards)
+
+
+def _alone(reaches: Sequence[tuple[_Host, ...]]) -> frozenset[_Host]:
+    """Hosts of one route that no pattern covers: most of many, and nothing can stand in its way."""
+    counts = Counter(host for reach in reaches for host in reach)
+    wildcards = _Wildcards()
+    for host in counts:
+        if "*" in host.name:
+            wildcards.add(host)
+    return frozenset(
+        host
+        for host, count in counts.items()
+        if count == 1 and "*" not in host.name and next(wildcards.covering(host), None) is None
+    )
+
+
+def _own(
+    host: _Host, match: PathMatch, index: int, sign_in: str, *, serves_sign_in: bool
+) -> Shadow | None:
+    """Whether Gatehouse itself answers all that the rule matches on this host."""
+    if host.kind != "http" or (host.name == sign_in and not serves_sign_in):
+        return None
+    own = (*OWN_PATHS, *(SIGN_IN_PATHS if host.name == sign_in else ()))
+    rule = _plain(match)
+    stem = match.value if match.kind is not PathMatchKind.REGEX else _literal_stem(match.value)
+    exact = rule.value if rule is not None and rule.kind is PathMatchKind.EXACT else None
+    if exact in own or stem.startswith(OWN_PREFIXES):
+        return Shadow(Hiding.OWN, index, None, host.shown)
+    return None
 
 
 def _shadow(
@@ -135,17 +201,8 @@ def _shadow(
     index: int,
     hosts: dict[_Host, _Seen],
     wildcards: _Wildcards,
-    sign_in: str,
-    serves_sign_in: bool,
     routes: Sequence[ResolvedRoute],
 ) -> Shadow | None:
-    if host.kind == "http" and (host.name != sign_in or serves_sign_in):
-        own = (*OWN_PATHS, *(SIGN_IN_PATHS if host.name == sign_in else ()))
-        rule = _plain(match)
-        stem = match.value if match.kind is not PathMatchKind.REGEX else _literal_stem(match.value)
-        exact = rule.value if rule is not None and rule.kind is PathMatchKind.EXACT else None
-        if exact in own or any(stem.startswith(prefix) for prefix in OWN_PREFIXES):
-            return Shadow(Hiding.OWN, index, None, host.shown)
     before = [host, *(wildcards.covering(host) if "*" in host.name else ())]
     found = [hosts[other].cover(match) for other in before if other in hosts]
     by = min((route for route in found if route is not None), default=None)
@@ -182,6 +239,7 @@ class _Wildcards:
 
     def __init__(self) -> None:
         self._suffixes: dict[tuple[str, str], list[_Host]] = {}  # by kind and text after a lone *
+        self._lengths: set[int] = set()  # of those texts
         self._others: list[tuple[_Host, re.Pattern[str]]] = []
         self._known: set[_Host] = set()
 
@@ -192,6 +250,7 @@ class _Wildcards:
         before, _, suffix = host.name.partition("*")
         if not before and "*" not in suffix:
             self._suffixes.setdefault((host.kind, suffix), []).append(host)
+            self._lengths.add(len(suffix))
         elif len(self._others) < MOST_PATTERNS:
             expression = ".*".join(re.escape(part) for part in host.name.split("*"))
             self._others.append((host, re.compile(expression)))
@@ -201,8 +260,12 @@ class _Wildcards:
 
         A star in the name can only be matched by a star, so that one test serves patterns too.
         """
-        for start in range(len(host.name) + 1):
-            for pattern in self._suffixes.get((host.kind, host.name[start:]), ()):
+        # The longest first, as they stand in the name.
+        for length in sorted(self._lengths, reverse=True):
+            if length > len(host.name):
+                continue
+            suffix = host.name[len(host.name) - length :]
+            for pattern in self._suffixes.get((host.kind, suffix), ()):
                 if pattern != host and pattern.port in {None, host.port}:
                     yield pattern
         for pattern, expression in self._others:

@@ -13,26 +13,23 @@ from gatehouse.common.config.model import Route, Settings
 from gatehouse.common.config.resolved import FromURL
 
 MESSAGE: Final = "not available yet"
-_NULL: Final = "/dev/null"
-PROVIDERS_TO_COME: Final = frozenset({"apple", "cognito", "github"})
 
 # For the reference: keys whose use is an error, and keys that are accepted and do nothing.
 REFUSED: Final = frozenset(
-    {"grpc_client_ca", "grpc_client_ca_file", "grpc_client_certificate_file", "autocert"}
-    | {"ssh_address", "ssh_rls_enabled", "databroker_cluster_nodes", "databroker_cluster_node_id"}
-    | {"databroker_cluster_leader_id", "databroker_raft_bind_address", "blob_storage"}
+    {"autocert", "ssh_address", "ssh_rls_enabled", "blob_storage"}
+    | {"databroker_cluster_nodes", "databroker_cluster_node_id"}
+    | {"databroker_cluster_leader_id", "databroker_raft_bind_address"}
     | {"pomerium_zero_token"}
 )
 REFUSED_IN_ROUTE: Final = frozenset({"mcp", "upstream_tunnel", "session_recording"})
 IDLE: Final = frozenset(
-    {"installation_id", "databroker_internal_service_url", "health_check_systemd_disabled"}
-    | {"debug_address", "envoy_admin_access_log_path", "envoy_admin_profile_path"}
+    {"databroker_internal_service_url"}
     | {"mcp_allowed_client_id_domains", "mcp_allowed_as_metadata_domains"}
-    | {"auto_apply_changesets", "decision_cache", "decision_cache_bytes", "grpc_client_key_file"}
-    | {"session_recording_concurrency", "authorize_workers", "envoy_dynamic_extensions"}
+    | {"auto_apply_changesets"}
+    | {"session_recording_concurrency", "envoy_dynamic_extensions"}
 )
-IDLE_IN_ROUTE: Final = frozenset({"regex_priority_order", "connect_chaining"})
-_IDLE_PREFIXES: Final = ("metrics_", "otel_", "autocert_", "ssh_")
+IDLE_IN_ROUTE: Final = frozenset({"connect_chaining"})
+_IDLE_PREFIXES: Final = ("autocert_", "ssh_")
 
 
 def note(key: str, *, of_route: bool) -> str:
@@ -61,25 +58,7 @@ def unavailable_settings(settings: Settings) -> Iterator[tuple[str, str]]:
     ssh = "leave the ssh keys out"
     storage = "databroker_storage_type: postgres serves several instances"
     recording = "leave session recording out"
-    internal_mtls = "protect service-to-service traffic by grpc_insecure: false"
     for key, used, fix in (
-        (
-            "idp_provider",
-            settings.idp_provider.strip().lower() in PROVIDERS_TO_COME,
-            "many such providers also work with idp_provider: oidc",
-        ),
-        (
-            "identity_providers",
-            any(one.issuer == "kubernetes:///" for one in settings.identity_providers.values()),
-            "give the cluster's issuer and its jwks_url",
-        ),
-        ("grpc_client_ca", bool(settings.grpc_client_ca), internal_mtls),
-        ("grpc_client_ca_file", bool(settings.grpc_client_ca_file), internal_mtls),
-        (
-            "grpc_client_certificate_file",
-            bool(settings.grpc_client_certificate_file),
-            internal_mtls,
-        ),
         ("autocert", settings.autocert, certificates),
         ("ssh_address", bool(settings.ssh_address), ssh),
         ("ssh_rls_enabled", settings.ssh_rls_enabled, ssh),
@@ -89,7 +68,6 @@ def unavailable_settings(settings: Settings) -> Iterator[tuple[str, str]]:
         ("databroker_raft_bind_address", bool(settings.databroker_raft_bind_address), storage),
         ("blob_storage", settings.blob_storage is not None, recording),
         ("pomerium_zero_token", bool(settings.pomerium_zero_token), "managed mode is not offered"),
-        ("authorize_workers", settings.authorize_workers > 1, "start further authorize processes"),
     ):
         if used:
             yield key, fix
@@ -98,16 +76,7 @@ def unavailable_settings(settings: Settings) -> Iterator[tuple[str, str]]:
 def without_effect_yet(settings: Settings) -> Iterator[str]:
     """Global keys that only watch or decorate and do nothing yet: a warning is enough."""
     for key, used in (
-        ("installation_id", bool(settings.installation_id)),
         ("databroker_internal_service_url", bool(settings.databroker_internal_service_url)),
-        ("metrics_address", bool(settings.metrics_address)),
-        ("debug_address", bool(settings.debug_address)),
-        (
-            "otel_traces_exporter",
-            settings.otel_traces_exporter.lower() not in {"", "none", "noop"},
-        ),
-        ("envoy_admin_access_log_path", settings.envoy_admin_access_log_path != _NULL),
-        ("envoy_admin_profile_path", settings.envoy_admin_profile_path != _NULL),
         ("mcp_allowed_client_id_domains", bool(settings.mcp_allowed_client_id_domains)),
         ("mcp_allowed_as_metadata_domains", bool(settings.mcp_allowed_as_metadata_domains)),
         ("auto_apply_changesets", settings.auto_apply_changesets is not None),

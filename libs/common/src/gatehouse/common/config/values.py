@@ -33,6 +33,10 @@ ENVIRON: Final = "environ"  # validation context key: Mapping[str, str]
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _GO_DURATION: Final = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|μs|ms|s|m|h)")
+_DURATION_IN_WORDS: Final = re.compile(
+    r"(?P<n>\d{1,9}) *(?:(?P<ms>ms|msecs?|milli(?:second)?s?)|(?P<s>s|secs?|seconds?)"
+    r"|(?P<m>m|mins?|minutes?)|(?P<h>h|hrs?|hours?))"
+)
 _UNIT_S: Final = {
     "ns": 1e-9,
     "us": 1e-6,
@@ -47,6 +51,10 @@ _USERINFO: Final = re.compile(r"//[^/?#]*@")
 _VARIABLE: Final = re.compile(r"\$(?:\{([A-Za-z_][A-Za-z0-9_]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
 _TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE: Final = frozenset({"0", "f", "F", "FALSE", "false", "False"})
+_MEANT: Final = {
+    **dict.fromkeys(("yes", "y", "on", "enabled"), "true"),
+    **dict.fromkeys(("no", "n", "off", "disabled"), "false"),
+}
 MAX_DURATION_S: Final = 100 * 365 * 86400.0
 
 
@@ -112,7 +120,9 @@ def _bool(value: Any) -> bool:
             return True
         if value.strip() in _FALSE:
             return False
-        raise problem(f"{shorten(value)} is not a boolean", "true or false")
+        meant = _MEANT.get(value.strip().lower())
+        fix = f"did you mean {meant}? " if meant else ""
+        raise problem(f"{shorten(value)} is not a boolean", f"{fix}true or false")
     raise problem(f"is a {kind(value)}", "true or false")
 
 
@@ -199,12 +209,16 @@ def _duration(value: Any) -> float:
             raise problem(
                 f"{shorten(value)} has no unit", f'write "{value.strip()}s" for seconds; {fix}'
             )
-        days = re.fullmatch(r"(\d{1,4})d", value.strip())
+        days = re.fullmatch(r"(\d{1,4}) *d(?:ays?)?", value.strip())
         if days is not None:
             raise problem(
                 f"{shorten(value)} is not a duration: days are no unit",
                 f'write "{int(days.group(1)) * 24}h"; {fix}',
             )
+        words = _DURATION_IN_WORDS.fullmatch(value.strip().lower())
+        if words is not None:
+            unit = next(unit for unit, part in words.groupdict().items() if part and unit != "n")
+            fix = f'write "{words["n"]}{unit}"; {fix}'
         raise problem(f"{shorten(value)} is not a duration", fix)
     if seconds < 0:
         raise problem(f"{shorten(value)} is negative", f"0s or more: {fix}")
@@ -255,7 +269,8 @@ def decode_json(value: Any, want: str) -> Any:
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
-        raise problem("is a string that is not JSON", f"{want}, or the same as JSON") from None
+        what = " that is not JSON" if value.lstrip().startswith(("{", "[")) else ""
+        raise problem(f"is a string{what}", f"{want}, or the same as JSON") from None
 
 
 def _from_json(want: str) -> Callable[[Any], Any]:
@@ -366,6 +381,8 @@ def _url(value: str) -> str:
         if re.fullmatch(r"[A-Za-z0-9.\-]+", value):
             fix = f"https://{value} or http://{value}"
         raise problem(f"{shorten(value)} has no scheme", fix)
+    if re.fullmatch(r"[A-Za-z0-9.\-]+:\d{1,5}", value):  # a host, read as a scheme
+        raise problem(f"{shorten(value)} has no scheme", f"https://{value} or http://{value}")
     if not parts.hostname:
         raise problem(f"{shorten(value)} has no host", fix)
     if re.search(r"[\x00-\x20\\]", value) or port == 0:

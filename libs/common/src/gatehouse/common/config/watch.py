@@ -15,6 +15,8 @@ from typing import Final
 from gatehouse.common.config.hub import ConfigHub
 from gatehouse.common.config.inputs import file_digest
 from gatehouse.common.config.issues import Issue
+from gatehouse.common.config.load import paused_collection
+from gatehouse.common.config.refused_routes import without_refused
 from gatehouse.common.config.resolve import UnresolvedError
 from gatehouse.common.config.resolved import ResolvedSettings
 
@@ -94,10 +96,11 @@ class ConfigWatcher:
     async def _reload(self, seen: Digests) -> None:
         self._tried = seen
         try:
-            settings, warnings = await asyncio.to_thread(self._load)
-            changed = settings.generation != self._hub.current.generation
-            if changed:
-                await self._hub.apply(settings)
+            with paused_collection():
+                settings, warnings = await asyncio.to_thread(self._load)
+                changed = settings.generation != self._hub.current.generation
+                if changed:
+                    settings = await self._apply(settings)
         except Exception as error:  # noqa: BLE001 - the last good configuration stays in force
             self._failed = True
             if isinstance(error, UnresolvedError):
@@ -113,6 +116,20 @@ class ConfigWatcher:
             for issue in warnings:
                 self._on_warning(issue)
             self._on_applied(settings)
+
+    async def _apply(self, settings: ResolvedSettings) -> ResolvedSettings:
+        """Put them in force, at worst without stored routes that cannot be; gives what is."""
+        try:
+            await self._hub.apply(settings)
+        except Exception as error:
+            if not any(route.is_stored for route in settings.routes):
+                raise
+            try:
+                settings = await without_refused(settings, self._hub.rehearse)
+            except Exception:  # noqa: BLE001 - the stored routes are not to blame
+                raise error from None
+            await self._hub.apply(settings)
+        return settings
 
 
 def digests(files: Iterable[Path]) -> Digests:

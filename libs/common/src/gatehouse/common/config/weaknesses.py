@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 import stat
@@ -70,6 +71,12 @@ def _provider(settings: Settings) -> Iterator[Finding]:
             "is plain http: who stands between can sign in as anybody",
             "https://",
         )
+    if not settings.idp_pkce:
+        yield _weak(
+            ("idp_pkce",),
+            "a stolen authorization code can be redeemed without its verifier",
+            "true",
+        )
 
 
 def _is_local(host: str) -> bool:
@@ -137,11 +144,16 @@ def _inline_secrets(loaded: LoadedSettings) -> Iterator[Finding]:
         )
 
 
+@functools.cache
+def _order(model: type[BaseModel]) -> Mapping[str, int]:
+    return {name: place for place, name in enumerate(model.model_fields)}
+
+
 def _secrets(model: BaseModel, path: KeyPath) -> Iterator[KeyPath]:
-    for name in type(model).model_fields:
-        if name not in model.model_fields_set:
-            continue
-        here: KeyPath = (*path, type(model).model_fields[name].alias or name)
+    fields = type(model).model_fields
+    # A route has a hundred keys and sets a few.
+    for name in sorted(model.model_fields_set, key=_order(type(model)).__getitem__):
+        here: KeyPath = (*path, fields[name].alias or name)
         value = getattr(model, name)
         if isinstance(value, SecretStr):
             if value:

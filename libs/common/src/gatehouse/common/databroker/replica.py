@@ -21,6 +21,7 @@ from gatehouse.common.databroker.records import is_deleted
 from gatehouse.common.databroker.sync_core import Position
 from gatehouse.common.errors import GatehouseError
 from gatehouse.common.ids import TypeUrl
+from gatehouse.common.observability.metrics import SYNC_CLEARS, SYNC_UPDATES
 from gatehouse.pb.databroker_pb2 import Record
 
 Decoder = Callable[[Record], object]
@@ -105,6 +106,8 @@ class Replica:
         self._tables = {type_url: _Table(decoder) for type_url, decoder in decoders.items()}
         self._subscribers: dict[int, Callable[[Change], None]] = {}
         self._subscribed = 0
+        self._positions: Mapping[TypeUrl, Position] | None = None  # None: to be worked out
+        self._heard_from_all_s: float | None = None  # likewise
 
     def __repr__(self) -> str:
         tables = ", ".join(f"{url}: {len(table.held)}" for url, table in self._tables.items())
@@ -118,7 +121,7 @@ class Replica:
     @property
     def ready(self) -> bool:
         """True once every type has had a complete copy; it then stays true."""
-        return all(table.position is not None for table in self._tables.values())
+        return len(self.positions()) == len(self._tables)
 
     def get(self, type_url: TypeUrl, id: str) -> Held | None:  # noqa: A002
         """Return the record, or None when it is absent, deleted or unreadable.
@@ -127,6 +130,11 @@ class Replica:
         """
         held = self._tables[type_url].held.get(id)
         return None if held is None or held.value is _UNREADABLE else held
+
+    def live(self, type_url: TypeUrl) -> dict[str, Held]:
+        """Return all readable records of a type, by id."""
+        held = self._tables[type_url].held
+        return {id_: one for id_, one in held.items() if one.value is not _UNREADABLE}
 
     def state(self, type_url: TypeUrl) -> TypeState:
         """Return how far and how fresh the copy of a type is."""
@@ -140,6 +148,19 @@ class Replica:
             unreadable=table.unreadable,
         )
 
+    def positions(self) -> Mapping[TypeUrl, Position]:
+        """Return how far the copy of each type is, of those that have had a complete one.
+
+        The same object as long as that is so: whoever works something out of it need not again.
+        """
+        if self._positions is None:
+            self._positions = {
+                type_url: table.position
+                for type_url, table in self._tables.items()
+                if table.position is not None
+            }
+        return self._positions
+
     def count(self, type_url: TypeUrl) -> int:
         """Return how many readable records of a type are held."""
         table = self._tables[type_url]
@@ -150,11 +171,15 @@ class Replica:
 
         `now_s` is monotonic.
         """
-        heard = [table.last_heard_s for table in self._tables.values()]
-        known = [heard_s for heard_s in heard if heard_s is not None]
-        if len(known) < len(heard):
-            return None
-        return max(0.0, now_s - min(known, default=now_s))
+        if self._heard_from_all_s is None:
+            heard = [table.last_heard_s for table in self._tables.values()]
+            known = [heard_s for heard_s in heard if heard_s is not None]
+            if len(known) < len(heard):
+                return None
+            if not known:
+                return 0.0
+            self._heard_from_all_s = min(known)
+        return max(0.0, now_s - self._heard_from_all_s)
 
     def has_reached(
         self, type_url: TypeUrl, server_version: int | None, record_version: int | None
@@ -200,7 +225,9 @@ class Replica:
             return None
         if older is not None and older.value is _UNREADABLE:
             table.staged_unreadable -= 1
-        table.staged[record.id], refusal = _decode(table.decoder, record)
+        made, refusal = _decode(table.decoder, record)
+        table.staged.pop(record.id, None)
+        table.staged[_key(record, made)] = made
         table.staged_unreadable += refusal is not None
         return refusal
 
@@ -216,6 +243,8 @@ class Replica:
         table.unreadable = table.staged_unreadable
         table.position = position
         table.last_heard_s = now_s
+        self._forget()
+        SYNC_CLEARS.labels(type_url).inc()
         self._tell(Replaced(type_url, position))
 
     def apply(self, record: Record) -> Refusal | None:
@@ -231,8 +260,11 @@ class Replica:
         if is_deleted(record):
             table.held.pop(record.id, None)
         else:
-            table.held[record.id], refusal = _decode(table.decoder, record)
+            made, refusal = _decode(table.decoder, record)
+            table.held.pop(record.id, None)
+            table.held[_key(record, made)] = made
             table.unreadable += refusal is not None
+        SYNC_UPDATES.labels(type_url).inc()
         self._tell(Changed(type_url, record.id, record.version, self.get(type_url, record.id)))
         return refusal
 
@@ -242,10 +274,22 @@ class Replica:
         table.position = position
         if heard_s is not None:
             table.last_heard_s = heard_s
+        self._forget()
+
+    def _forget(self) -> None:
+        """What was worked out of all tables is to be worked out again; requests ask for it."""
+        self._positions = None
+        self._heard_from_all_s = None
 
     def _tell(self, change: Change) -> None:
         for callback in tuple(self._subscribers.values()):
             callback(change)
+
+
+def _key(record: Record, held: Held) -> str:
+    """Return the id, as the very text that the value holds where it holds it: one is enough."""
+    own: object = getattr(held.value, "id", None)
+    return own if isinstance(own, str) and own == record.id else record.id
 
 
 def _decode(decoder: Decoder, record: Record) -> tuple[Held, Refusal | None]:

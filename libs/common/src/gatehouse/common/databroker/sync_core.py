@@ -6,10 +6,11 @@
                        |                      |
                        +----- any failure ----+--> WAITING --RetryDue--> COPYING or FOLLOWING
 
-A copy is taken with SyncLatest into a staging area and swapped in whole; from its position on
-Sync is followed. `position` is what Sync resumes from; it is forgotten only when the broker says
-that it belongs to another history (Aborted, or a heartbeat of another server version). The copy
-in use is never touched before a complete new one is there.
+A copy is taken with SyncLatest into a staging area and swapped in whole; one that breaks off is
+gone on with where the broker sends batches, else begun anew. From its position on Sync is followed.
+`position` is what Sync resumes from; it is forgotten only when the broker says that it belongs to
+another history (Aborted, or a heartbeat of another server version). The copy in use is never
+touched before a complete new one is there.
 
 Events carry the number of the stream they came from; what a closed stream still delivers is
 ignored. Jitter and clocks are the caller's: see `backoff_s`.
@@ -44,10 +45,25 @@ class Phase(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in a history. `server_version` is never 0: that means unknown."""
+    """A place in a history. `server_version` is never 0: that means unknown.
+
+    `stamp` tells versions of a store from those of one that has gone back; 0: unknown.
+    """
 
     server_version: int
     record_version: int
+    stamp: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CopiedUpTo:
+    """How far an unfinished copy has come: everything up to `id` is staged.
+
+    `position` is the earliest at which any of it was read.
+    """
+
+    position: Position
+    id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +77,7 @@ class SyncState:
     failures: int = 0  # in a row
     restarted: bool = False  # started over after Aborted and nothing heard from Sync since
     heartbeats: bool = False  # this broker sends them, so silence means trouble
+    copied: CopiedUpTo | None = None  # a copy that broke off and can be gone on with
 
 
 # Events
@@ -85,12 +102,22 @@ class CopyRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class CopyBatch:
+    """Records of SyncLatest in the order of their ids, with a position to follow them from."""
+
+    stream: int
+    records: tuple[Record, ...]
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
 class CopyVersions:
     """The versions message that ends a complete SyncLatest."""
 
     stream: int
     server_version: int
     record_version: int
+    stamp: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +135,7 @@ class Heartbeat:
     stream: int
     server_version: int
     record_version: int
+    stamp: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +155,15 @@ class Silence:
 
 
 Event = (
-    Begin | RetryDue | CopyRecord | CopyVersions | ChangeRecord | Heartbeat | StreamEnded | Silence
+    Begin
+    | RetryDue
+    | CopyRecord
+    | CopyBatch
+    | CopyVersions
+    | ChangeRecord
+    | Heartbeat
+    | StreamEnded
+    | Silence
 )
 
 # Effects
@@ -135,9 +171,13 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class OpenCopy:
-    """Open SyncLatest as stream number `stream`, and an empty staging area."""
+    """Open SyncLatest as stream number `stream`.
+
+    With `after` for what comes behind that, and the staging area as it is; else with an empty one.
+    """
 
     stream: int
+    after: CopiedUpTo | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +195,9 @@ class CloseStream:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Add the record to the staging area."""
+    """Add the records to the staging area."""
 
-    record: Record
+    records: tuple[Record, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +302,10 @@ def step(state: SyncState, event: Event) -> Step:
 def _open(state: SyncState) -> Step:
     stream = state.stream + 1
     if state.position is None:
-        return replace(state, phase=Phase.COPYING, stream=stream), (OpenCopy(stream),)
+        return (
+            replace(state, phase=Phase.COPYING, stream=stream),
+            (OpenCopy(stream, state.copied),),
+        )
     return (
         replace(state, phase=Phase.FOLLOWING, stream=stream),
         (OpenChanges(stream, state.position),),
@@ -282,21 +325,71 @@ def _copying(state: SyncState, event: Event) -> Step:
         case CopyRecord(record=record):
             if _is_misplaced(state, record):
                 return state, (Report(Problem.MISPLACED_RECORD),)
-            return state, (Stage(record),)
+            return state, (Stage((record,)),)
+        case CopyBatch(records=records, position=position):
+            return _batch(state, records, position)
         case CopyVersions(server_version=0):
+            state = replace(state, copied=None)
             return _wait(state, CloseStream(), DropStaged(), Report(Problem.UNKNOWN_SERVER_VERSION))
         case CopyVersions():
-            position = Position(event.server_version, event.record_version)
-            state, opened = _open(replace(state, position=position))
-            return state, (SwapIn(position), CloseStream(), *opened)
+            return _copied(state, Position(event.server_version, event.record_version, event.stamp))
+        case StreamEnded(code=Code.ABORTED) if state.copied is not None:
+            return _copy_anew(state)
         case StreamEnded(code=None):
-            return _wait(state, DropStaged(), Report(Problem.COPY_INCOMPLETE))
+            return _wait(state, *_unfinished(state), Report(Problem.COPY_INCOMPLETE))
         case StreamEnded(code=code):
-            return _wait(state, DropStaged(), Report(Problem.COPY_FAILED, code))
+            return _wait(state, *_unfinished(state), Report(Problem.COPY_FAILED, code))
         case Silence():
-            return _wait(state, CloseStream(), DropStaged(), Report(Problem.SILENT))
+            return _wait(state, CloseStream(), *_unfinished(state), Report(Problem.SILENT))
         case _:
             return state, ()
+
+
+def _batch(state: SyncState, records: tuple[Record, ...], position: Position) -> Step:
+    effects: list[Effect] = []
+    placed = tuple(record for record in records if not _is_misplaced(state, record))
+    if len(placed) < len(records):
+        effects.append(Report(Problem.MISPLACED_RECORD))
+    if not placed:
+        return state, effects
+    before = state.copied
+    if before is not None and before.position.server_version != position.server_version:
+        state, anew = _copy_anew(state)
+        return state, (CloseStream(), *anew)
+    earliest = position if before is None else _earlier(position, before.position)
+    state = replace(state, copied=CopiedUpTo(earliest, placed[-1].id))
+    return state, (*effects, Stage(placed))
+
+
+def _copied(state: SyncState, position: Position) -> Step:
+    before = state.copied
+    if before is not None:
+        if before.position.server_version != position.server_version:
+            state, anew = _copy_anew(state)
+            return state, (CloseStream(), *anew)
+        position = _earlier(position, before.position)
+    state, opened = _open(replace(state, position=position, copied=None))
+    return state, (SwapIn(position), CloseStream(), *opened)
+
+
+def _earlier(one: Position, other: Position) -> Position:
+    return min(one, other, key=lambda position: position.record_version)
+
+
+def _copy_anew(state: SyncState) -> Step:
+    """Throw half a copy away that cannot be gone on with; the stream is closed."""
+    report = Report(Problem.HISTORY_CHANGED)
+    again = state.restarted
+    state = replace(state, copied=None, restarted=True)
+    if again:
+        return _wait(state, DropStaged(), report)
+    state, opened = _open(state)
+    return state, (DropStaged(), report, *opened)
+
+
+def _unfinished(state: SyncState) -> Sequence[Effect]:
+    """Return what becomes of a copy that broke off: it stays where it can be gone on with."""
+    return () if state.copied is not None else (DropStaged(),)
 
 
 def _following(state: SyncState, event: Event) -> Step:
@@ -308,9 +401,9 @@ def _following(state: SyncState, event: Event) -> Step:
             return state, ()
         case Heartbeat(server_version=other) if other != state.position.server_version:
             return _start_over(state, CloseStream())
-        case Heartbeat(record_version=record_version):
+        case Heartbeat(record_version=record_version, stamp=stamp):
             state = replace(state, failures=0, restarted=False, heartbeats=True)
-            return _heartbeat(state, record_version)
+            return _heartbeat(state, record_version, stamp)
         case StreamEnded(code=Code.ABORTED, lived_s=lived_s):
             return _start_over(_rested(state, lived_s))
         case StreamEnded(code=code, lived_s=lived_s):
@@ -328,18 +421,19 @@ def _change(state: SyncState, position: Position, record: Record) -> Step:
         state = replace(state, failures=0, restarted=False)
     if record.version <= position.record_version:
         return state, ()  # seen already: the position vouches for it
-    position = replace(position, record_version=record.version)
+    stamp = record.modified_at.ToMicroseconds()
+    position = replace(position, record_version=record.version, stamp=stamp)
     return (
         replace(state, position=position),
         (Apply(record), Advance(position, current=not state.heartbeats)),
     )
 
 
-def _heartbeat(state: SyncState, record_version: int) -> Step:
+def _heartbeat(state: SyncState, record_version: int, stamp: int) -> Step:
     assert state.position is not None
     if record_version < state.position.record_version:
         return state, (Report(Problem.BEHIND),)
-    position = replace(state.position, record_version=record_version)
+    position = replace(state.position, record_version=record_version, stamp=stamp)
     return replace(state, position=position), (Advance(position, current=True),)
 
 

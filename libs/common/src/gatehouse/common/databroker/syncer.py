@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator
 from typing import Final, Protocol
 
@@ -16,6 +17,8 @@ from gatehouse.common.databroker.sync_core import (
     Begin,
     ChangeRecord,
     CloseStream,
+    CopiedUpTo,
+    CopyBatch,
     CopyRecord,
     CopyVersions,
     DropStaged,
@@ -25,6 +28,7 @@ from gatehouse.common.databroker.sync_core import (
     OpenChanges,
     OpenCopy,
     Phase,
+    Position,
     Problem,
     Report,
     RetryDue,
@@ -40,7 +44,21 @@ from gatehouse.common.databroker.sync_core import (
 from gatehouse.common.errors import GatehouseError
 from gatehouse.common.ids import TypeUrl
 from gatehouse.common.observability.logging import get_logger
-from gatehouse.pb.databroker_pb2 import SyncLatestResponse, SyncResponse
+from gatehouse.common.observability.metrics import (
+    SYNC_COPIES,
+    SYNC_FAILURES,
+    SYNC_VERSION,
+    SYNCS,
+)
+from gatehouse.pb.databroker_pb2 import (
+    FULL,
+    CopyPlace,
+    Projection,
+    Record,
+    SyncLatestResponse,
+    SyncResponse,
+    Versions,
+)
 
 INITIAL_SYNC_CHECK: Final = "databroker.sync.initial"
 _RECORD_LOG_S: Final = 10.0  # at most one line about a single record per type in this time
@@ -57,12 +75,25 @@ class Streams(Protocol):
         record_version: int,
         type_url: TypeUrl,
         heartbeat_s: float | None = None,
+        projection: Projection.ValueType = FULL,
+        *,
+        stamp: int = 0,
+        batches: bool = False,
     ) -> AsyncGenerator[SyncResponse, None]:
         """Follow changes from a position."""
         ...
 
-    def sync_latest(self, type_url: TypeUrl) -> AsyncGenerator[SyncLatestResponse, None]:
+    def sync_latest(
+        self,
+        type_url: TypeUrl,
+        projection: Projection.ValueType = FULL,
+        after: CopyPlace | None = None,
+    ) -> AsyncGenerator[SyncLatestResponse, None]:
         """Copy all records."""
+        ...
+
+    async def wait_recovery(self, most_s: float) -> None:
+        """Sleep for `most_s`, or until the databroker answers again after being away."""
         ...
 
 
@@ -87,6 +118,7 @@ class ReplicaFeed:
 
     Heartbeats are asked for every `heartbeat_s`; a stream on which nothing came for `silence_s`
     (while copying, or from a broker that has sent heartbeats) is given up and opened anew.
+    `projection` is how much of each record the replica's decoders need.
     `health`: its check stays unset until the first copy of every type is complete, shows the
     reason when that copy fails, and is never withdrawn later: an old copy is still a copy.
     """
@@ -102,6 +134,7 @@ class ReplicaFeed:
         check: str = INITIAL_SYNC_CHECK,
         heartbeat_s: float = 10.0,
         silence_s: float = 30.0,
+        projection: Projection.ValueType = FULL,
     ) -> None:
         self.client = client
         self.replica = replica
@@ -109,6 +142,7 @@ class ReplicaFeed:
         self.rng = rng
         self.heartbeat_s = heartbeat_s
         self.silence_s = silence_s
+        self.projection = projection
         self._health = health
         self._check = check
         self._synced = asyncio.Event()
@@ -159,6 +193,7 @@ class _TypeFeed:
         self._feed = feed
         self._copy: AsyncGenerator[SyncLatestResponse, None] | None = None
         self._changes: AsyncGenerator[SyncResponse, None] | None = None
+        self._unread: deque[Record] = deque()  # of the batch that was received last
         self._opened_s = 0.0
         self._delay_s = 0.0
         self._logged_s: float | None = None
@@ -182,22 +217,32 @@ class _TypeFeed:
         match effect:
             case Apply(record=record):
                 self._note(replica.apply(record))
-            case Stage(record=record):
-                self._note(replica.stage(record))
+            case Stage(records=records):
+                for record in records:
+                    self._note(replica.stage(record))
             case Advance(position=position, current=current):
                 heard_s = self._feed.clock.monotonic_s() if current else None
                 replica.advance(type_url, position, heard_s=heard_s)
-            case OpenCopy():
-                replica.begin_copy(type_url)
+                SYNC_VERSION.labels(type_url).set(position.record_version)
+            case OpenCopy(after=after):
+                if after is None:
+                    replica.begin_copy(type_url)
+                SYNC_COPIES.labels(type_url).inc()
                 self._opened_s = self._feed.clock.monotonic_s()
-                self._copy = self._feed.client.sync_latest(type_url)
+                self._copy = self._feed.client.sync_latest(
+                    type_url, self._feed.projection, _place(type_url, after)
+                )
             case OpenChanges(position=position):
+                SYNCS.labels(type_url).inc()
                 self._opened_s = self._feed.clock.monotonic_s()
                 self._changes = self._feed.client.sync(
                     position.server_version,
                     position.record_version,
                     type_url,
                     self._feed.heartbeat_s,
+                    self._feed.projection,
+                    stamp=position.stamp,
+                    batches=True,
                 )
             case CloseStream():
                 await self._close()
@@ -213,11 +258,13 @@ class _TypeFeed:
                 if self._may_log():
                     self._feed.troubled(type_url, effect, self.state.failures)
             case Report():
+                SYNC_FAILURES.labels(type_url).inc()
                 self._feed.troubled(type_url, effect, self.state.failures)
 
     async def _next_event(self) -> Event:
         if self.state.phase is Phase.WAITING:
-            await asyncio.sleep(self._delay_s)
+            # However long it was away: once it is back, what it has been told meanwhile counts.
+            await self._feed.client.wait_recovery(self._delay_s)
             return RetryDue()
         number = self.state.stream
         watched = self.state.phase is Phase.COPYING or self.state.heartbeats
@@ -245,24 +292,41 @@ class _TypeFeed:
                 case "versions":
                     versions = latest.versions
                     return CopyVersions(
-                        number, versions.server_version, versions.latest_record_version
+                        number,
+                        versions.server_version,
+                        versions.latest_record_version,
+                        versions.stamp,
                     )
+                case "batch":
+                    records = tuple(latest.batch.records)
+                    return CopyBatch(number, records, _position(latest.batch.position))
                 case _:
                     return None
+        if self._unread:
+            return ChangeRecord(number, self._unread.popleft())
         assert self._changes is not None
         change = await anext(self._changes)
         match change.WhichOneof("response"):
             case "record":
                 return ChangeRecord(number, change.record)
+            case "batch":
+                self._unread.extend(change.batch.records)
+                return None
             case "heartbeat":
                 versions = change.heartbeat
-                return Heartbeat(number, versions.server_version, versions.latest_record_version)
+                return Heartbeat(
+                    number,
+                    versions.server_version,
+                    versions.latest_record_version,
+                    versions.stamp,
+                )
             case _:
                 return None
 
     async def _close(self) -> None:
         streams = (self._copy, self._changes)
         self._copy = self._changes = None
+        self._unread.clear()
         for stream in streams:
             if stream is not None:
                 await stream.aclose()
@@ -287,3 +351,18 @@ class _TypeFeed:
             return False
         self._logged_s = now_s
         return True
+
+
+def _position(versions: Versions) -> Position:
+    return Position(versions.server_version, versions.latest_record_version, versions.stamp)
+
+
+def _place(type_url: TypeUrl, after: CopiedUpTo | None) -> CopyPlace:
+    if after is None:
+        return CopyPlace()
+    position = Versions(
+        server_version=after.position.server_version,
+        latest_record_version=after.position.record_version,
+        stamp=after.position.stamp,
+    )
+    return CopyPlace(position=position, type=type_url, id=after.id)

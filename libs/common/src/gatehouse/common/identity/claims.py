@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from gatehouse.common.identity.errors import SUBJECT_CHANGED, IdentityRefusedError
 from gatehouse.common.identity.id_token import is_subject
+from gatehouse.common.jose.compact import parse_json_object
 
 FlatClaims = dict[str, list[Any]]
 
@@ -21,6 +22,8 @@ REFRESH_FILTERED: Final = frozenset({"iss", "sub", "exp", "iat"})
 
 MAX_DEPTH: Final = 16
 MAX_EMAIL_LENGTH: Final = 320
+MAX_HINT_LENGTH: Final = 2048
+MAX_NAME_LENGTH: Final = 200
 
 
 def merge_claims(
@@ -34,8 +37,7 @@ def merge_claims(
     if userinfo is None:
         return merged
     check_subject(userinfo, id_claims.get("sub"))
-    kept = TOKEN_CLAIMS | {"sub", "oid"}
-    return merged | {name: value for name, value in userinfo.items() if name not in kept}
+    return merged | without(userinfo, TOKEN_CLAIMS | {"sub", "oid"})
 
 
 def check_subject(userinfo: Mapping[str, Any], subject: object) -> None:
@@ -44,6 +46,11 @@ def check_subject(userinfo: Mapping[str, Any], subject: object) -> None:
         raise IdentityRefusedError(
             "userinfo is about another subject than the ID token", reason=SUBJECT_CHANGED
         )
+
+
+def without(claims: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """The claims but for those of these names."""
+    return {name: value for name, value in claims.items() if name not in names}
 
 
 def user_id_of(id_claims: Mapping[str, Any]) -> str:
@@ -81,6 +88,24 @@ def display_name(claims: Mapping[str, Any]) -> str:
     """The `name` claim, if it is text."""
     value = claims.get("name")
     return value if isinstance(value, str) and value.isprintable() else ""
+
+
+def name_given_once(hint: str) -> str:
+    """The name in the `user` field that Apple's first callback carries; "" if there is none.
+
+    The browser brings it unsigned, so it is good for showing and for nothing else.
+    """
+    if not hint or len(hint) > MAX_HINT_LENGTH:
+        return ""
+    try:
+        name = parse_json_object(hint.encode()).get("name")
+    except ValueError:
+        return ""
+    if not isinstance(name, dict):
+        return ""
+    parts = [name.get(part) for part in ("firstName", "lastName")]
+    joined = " ".join(part.strip() for part in parts if isinstance(part, str)).strip()
+    return joined if len(joined) <= MAX_NAME_LENGTH and joined.isprintable() else ""
 
 
 def email_address(claims: Mapping[str, Any]) -> str:

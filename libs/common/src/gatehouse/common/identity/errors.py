@@ -38,7 +38,8 @@ class IdentityProviderError(UnavailableError):
 class IdentityRefusedError(UnauthenticatedError):
     """The provider, or a check of what it sent, says that this sign-in or session does not hold.
 
-    `reason` is `grant-refused`, `access-refused`, `subject-changed` or `id-token-refused`.
+    `reason` is `grant-refused`, `access-refused`, `subject-changed`, `id-token-refused` or
+    `logout-token-refused`.
     `ends_session` tells a background refresh whether an existing session must go: false where
     only an ID token failed its checks, which on refresh is no proof against the user.
     """
@@ -68,3 +69,4 @@ GRANT_REFUSED = "grant-refused"
 ACCESS_REFUSED = "access-refused"
 SUBJECT_CHANGED = "subject-changed"
 ID_TOKEN_REFUSED = "id-token-refused"  # noqa: S105 - a reason, not a secret
+LOGOUT_TOKEN_REFUSED = "logout-token-refused"  # noqa: S105 - likewise

@@ -10,7 +10,7 @@ import httpx
 from gatehouse.common.rpc.trust import roots_pem
 
 
-def http_client(ca_bundle_pem: bytes | None) -> httpx.AsyncClient:
+def http_client(ca_bundle_pem: bytes | None, *, max_connections: int = 64) -> httpx.AsyncClient:
     """A client that trusts the system's authorities and the configured ones.
 
     Redirects are not followed; each request's deadline is set where it is made.
@@ -19,7 +19,7 @@ def http_client(ca_bundle_pem: bytes | None) -> httpx.AsyncClient:
         verify=tls_context(ca_bundle_pem),
         timeout=10.0,
         follow_redirects=False,
-        limits=httpx.Limits(max_connections=64, max_keepalive_connections=16),
+        limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=16),
     )
 
 

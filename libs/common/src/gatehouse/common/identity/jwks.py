@@ -64,7 +64,7 @@ def select_keys(
 
 
 class ProviderKeySet:
-    """A provider's keys, fetched when first needed and again for an unknown key id."""
+    """A provider's keys, fetched when first needed and again when none of them fits."""
 
     def __init__(self, transport: ProviderTransport, jwks_uri: str, clock: Clock, rng: Rng) -> None:
         self._transport = transport
@@ -85,13 +85,17 @@ class ProviderKeySet:
         """
         found = select_keys(await self._cached.get(), kid, algorithm)
         if not found:
-            found = select_keys(await self._cached.renewed(), kid, algorithm)
+            found = await self.renewed_candidates(kid, algorithm)
         if not found:
             raise InvalidTokenError(
                 "token is signed by a key that the identity provider does not publish",
                 reason="token-key",
             )
         return found
+
+    async def renewed_candidates(self, kid: str | None, algorithm: str) -> tuple[ProviderKey, ...]:
+        """The same of keys that are fetched again, unless that was done just now; none is fine."""
+        return select_keys(await self._cached.renewed(), kid, algorithm)
 
     async def _fetch(self) -> tuple[ProviderKey, ...]:
         name = endpoint_name(self._jwks_uri)

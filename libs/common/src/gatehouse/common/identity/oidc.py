@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal
-from urllib.parse import quote_plus
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 from authlib.common.urls import add_params_to_uri
-from authlib.oauth2.rfc6749.parameters import prepare_grant_uri, prepare_token_request
+from authlib.oauth2.rfc6749.parameters import prepare_grant_uri
 
 from gatehouse.common.clock import Clock, Rng
 from gatehouse.common.errors import InvalidTokenError
 from gatehouse.common.identity.cached import Cached
 from gatehouse.common.identity.claims import (
-    REFRESH_FILTERED,
     TOKEN_CLAIMS,
     check_subject,
     display_name,
     email_address,
     flatten_claims,
     merge_claims,
+    name_given_once,
     user_id_of,
+    without,
 )
 from gatehouse.common.identity.discovery import (
     ProviderMetadata,
@@ -31,8 +30,8 @@ from gatehouse.common.identity.discovery import (
 )
 from gatehouse.common.identity.errors import (
     ACCESS_REFUSED,
-    GRANT_REFUSED,
     ID_TOKEN_REFUSED,
+    LOGOUT_TOKEN_REFUSED,
     MISCONFIGURED,
     RESPONSE,
     SUBJECT_CHANGED,
@@ -48,15 +47,18 @@ from gatehouse.common.identity.id_token import (
     verify_signed,
 )
 from gatehouse.common.identity.jwks import ProviderKeySet
+from gatehouse.common.identity.logout_token import TOKEN_TYPES as LOGOUT_TOKEN_TYPES
+from gatehouse.common.identity.logout_token import LogoutToken, read_logout_claims
+from gatehouse.common.identity.token_endpoint import TokenEndpoint, code_form, refresh_form
 from gatehouse.common.identity.token_response import (
     add_form,
     failure,
-    is_grant_refusal,
+    is_unrevocable,
     parse_tokens,
 )
 from gatehouse.common.identity.tokens import Identity, IdToken, OAuthTokens, RefreshedIdentity
 from gatehouse.common.identity.transport import ProviderResponse, ProviderTransport, endpoint_name
-from gatehouse.common.identity.variants import Variant
+from gatehouse.common.identity.variants import SignOutRequest, Variant
 from gatehouse.common.jose.compact import CompactToken
 from gatehouse.common.jose.times import check_times
 
@@ -75,8 +77,6 @@ ACCESS_TOKEN_TYPES: Final = ("AT+JWT", "APPLICATION/AT+JWT")
 """RFC 9068 section 2.1."""
 # A token that a program made up may be malformed for the provider (RFC 6750 section 3.1).
 _TOKEN_REFUSALS: Final = frozenset({400, 401, 403})
-
-_AuthStyle = Literal["none", "basic", "post"]
 
 
 class OidcProvider:
@@ -110,7 +110,7 @@ class OidcProvider:
             min_interval_s=METADATA_MIN_INTERVAL_S,
         )
         self._key_set: tuple[str, ProviderKeySet] | None = None
-        self._auth_style: _AuthStyle | None = None if settings.client_secret else "none"
+        self._token_endpoint = TokenEndpoint(settings, self._transport)
 
     def __repr__(self) -> str:
         return f"OidcProvider({self._settings!r})"
@@ -120,17 +120,17 @@ class OidcProvider:
         """The idp id that binds sessions to this configuration."""
         return self._settings.id
 
-    async def metadata(self) -> ProviderMetadata:
-        """What the provider says about itself."""
-        return await self._metadata.get()
+    @property
+    def has_fixed_return(self) -> bool:
+        """Whether its sign-out page leads back to the signed-out page and nowhere else."""
+        return self._variant.has_fixed_return
 
     async def authorization_url(
         self, *, redirect_uri: str, state: str, nonce: str, code_challenge: str | None
     ) -> str:
         """Where to send the browser; configured extras never replace the protocol's own."""
         metadata = await self._metadata.get()
-        configured = self._settings.request_params
-        extras = self._variant.request_params if configured is None else configured
+        extras = self._variant.params_for(self._settings.request_params)
         params = {
             name: value for name, value in sorted(extras.items()) if name not in _OWN_PARAMETERS
         }
@@ -143,27 +143,26 @@ class OidcProvider:
             self._settings.client_id,
             "code",
             redirect_uri,
-            " ".join(self._settings.scopes or self._variant.scopes),
+            " ".join(self._variant.scopes_for(self._url, self._settings.scopes)),
             state,
             **params,
         )
-        return url
+        endpoint, _, query = url.partition("?")
+        return f"{endpoint}?{query.replace('+', '%20')}"  # Apple takes a plus sign for itself
 
     async def exchange(
-        self, *, code: str, redirect_uri: str, code_verifier: str | None, nonce: str | None
+        self,
+        *,
+        code: str,
+        redirect_uri: str,
+        code_verifier: str | None,
+        nonce: str | None,
+        user_hint: str = "",
     ) -> Identity:
         """Redeem a code. Raises IdentityRefusedError or IdentityProviderError."""
         metadata = await self._metadata.get()
-        if not code:
-            raise IdentityRefusedError("authorization code is empty", reason=GRANT_REFUSED)
-        answer = await self._token_request(
-            metadata,
-            prepare_token_request(
-                "authorization_code",
-                redirect_uri=redirect_uri,
-                code=code,
-                code_verifier=code_verifier,
-            ),
+        answer = await self._token_endpoint.tokens(
+            metadata, code_form(code=code, redirect_uri=redirect_uri, code_verifier=code_verifier)
         )
         tokens = parse_tokens(answer, now_s=self._clock.now_s())
         raw = answer.get("id_token")
@@ -175,13 +174,16 @@ class OidcProvider:
         id_claims = await self._verified(metadata, raw, nonce, tokens.access_token)
         userinfo = await self._userinfo(metadata, tokens.access_token)
         claims = merge_claims(id_claims, userinfo)
+        name = display_name(claims)
+        if self._variant.gives_name_once and not name:
+            name = name_given_once(user_hint)  # never a claim: policies may ask for those
         return Identity(
             user_id=user_id_of(id_claims),
             subject=id_claims["sub"],
-            name=display_name(claims),
+            name=name,
             email=email_address(claims),
             claims=flatten_claims(claims),
-            user_claims=flatten_claims(_without(claims, TOKEN_CLAIMS)),
+            user_claims=flatten_claims(without(claims, TOKEN_CLAIMS)),
             id_token=_id_token(raw, id_claims),
             tokens=tokens,
         )
@@ -189,11 +191,7 @@ class OidcProvider:
     async def refresh(self, refresh_token: str, *, subject: str) -> RefreshedIdentity:
         """New tokens for `subject`. Raises IdentityRefusedError or IdentityProviderError."""
         metadata = await self._metadata.get()
-        if not refresh_token:
-            raise IdentityRefusedError("session has no refresh token", reason=GRANT_REFUSED)
-        answer = await self._token_request(
-            metadata, prepare_token_request("refresh_token", refresh_token=refresh_token)
-        )
+        answer = await self._token_endpoint.tokens(metadata, refresh_form(refresh_token))
         tokens = parse_tokens(
             answer, now_s=self._clock.now_s(), previous_refresh_token=refresh_token
         )
@@ -205,15 +203,8 @@ class OidcProvider:
         except (IdentityProviderError, IdentityRefusedError) as error:
             if isinstance(error, IdentityRefusedError) and error.ends_session:
                 raise
-            return RefreshedIdentity(tokens, None, "", "", {}, {}, problem=error)
-        return RefreshedIdentity(
-            tokens=tokens,
-            id_token=id_token,
-            name=display_name(claims),
-            email=email_address(claims),
-            claims=flatten_claims(_without(claims, REFRESH_FILTERED)),
-            user_claims=flatten_claims(_without(claims, TOKEN_CLAIMS)),
-        )
+            return RefreshedIdentity.untold(tokens, error)
+        return RefreshedIdentity.told(tokens, id_token, claims)
 
     async def userinfo(self, access_token: str, *, subject: str) -> dict[str, Any]:
         """Userinfo claims about `subject`. Raises IdentityRefusedError, IdentityProviderError."""
@@ -236,7 +227,9 @@ class OidcProvider:
         """
         metadata = await self._metadata.get()
         token = await self._access_jwt(metadata, raw)
-        userinfo = await self._userinfo(metadata, raw, refusals=_TOKEN_REFUSALS)
+        userinfo = None
+        if self._has_userinfo(token):
+            userinfo = await self._userinfo(metadata, raw, refusals=_TOKEN_REFUSALS)
         if token is None:
             if userinfo is None:
                 raise IdentityProviderError(
@@ -248,9 +241,18 @@ class OidcProvider:
             return userinfo
         if userinfo is not None:
             return merge_claims(token.claims, userinfo)
-        if str(token.header.get("typ", "")).upper() not in ACCESS_TOKEN_TYPES:
+        if not self._is_access_token(token):
             raise _no_access("the token is no access token")
         return token.claims
+
+    def _has_userinfo(self, token: CompactToken | None) -> bool:
+        asks = self._variant.has_userinfo
+        return token is None or asks is None or asks(token.claims)
+
+    def _is_access_token(self, token: CompactToken) -> bool:
+        if self._variant.is_access_token is not None:
+            return self._variant.is_access_token(token.claims)
+        return str(token.header.get("typ", "")).upper() in ACCESS_TOKEN_TYPES
 
     async def _access_jwt(self, metadata: ProviderMetadata, raw: str) -> CompactToken | None:
         """The token if it is a JWT that the provider signed; None when it can only be asked about.
@@ -271,9 +273,8 @@ class OidcProvider:
             check_times(claims, now_s=self._clock.now_s(), nbf_leeway_s=NBF_LEEWAY_S)
         except InvalidTokenError as error:
             raise _no_access(str(error)) from None
-        if not isinstance(issuer, str) or not self._variant.is_issuer(
-            issuer, metadata.issuer, claims
-        ):
+        is_issuer = self._variant.is_access_issuer or self._variant.is_issuer
+        if not isinstance(issuer, str) or not is_issuer(issuer, metadata.issuer, claims):
             raise _no_access("the token has another issuer")
         if not is_subject(claims.get("sub")):
             raise _no_access("the token has no usable sub")
@@ -283,26 +284,51 @@ class OidcProvider:
         """Revoke both tokens, refresh token first (RFC 7009). Raises IdentityProviderError."""
         metadata = await self._metadata.get()
         endpoint = metadata.revocation_endpoint
+        if endpoint is None and self._variant.revocation_url is not None:
+            endpoint = self._variant.revocation_url(metadata)
         if endpoint is None:
             return False
         for hint, token in (("refresh_token", refresh_token), ("access_token", access_token)):
             if not token:
                 continue
             form = add_form("", {"token": token, "token_type_hint": hint})
-            response = await self._authenticated_post(metadata, endpoint, form)
-            if response.status != 200:
+            response = await self._token_endpoint.post(metadata, endpoint, form)
+            if response.status != 200 and not is_unrevocable(response):
                 raise failure(endpoint_name(endpoint), response)
         return True
+
+    async def verify_logout_token(self, raw: str) -> LogoutToken:
+        """What a logout token asks for. Raises IdentityRefusedError or IdentityProviderError."""
+        metadata = await self._metadata.get()
+        try:
+            token = await verify_signed(
+                raw, self._keys(metadata), metadata.id_token_algorithms, types=LOGOUT_TOKEN_TYPES
+            )
+            return read_logout_claims(
+                token.claims,
+                client_id=self._settings.client_id,
+                is_issuer=lambda issuer, claims: self._variant.is_issuer(
+                    issuer, metadata.issuer, claims
+                ),
+                now_s=self._clock.now_s(),
+            )
+        except InvalidTokenError as error:
+            raise IdentityRefusedError(
+                str(error), reason=LOGOUT_TOKEN_REFUSED, ends_session=False, check=error.reason
+            ) from None
 
     async def end_session_url(
         self, *, id_token_hint: str, post_logout_redirect_uri: str
     ) -> str | None:
         """Where to sign out at the provider (RP-initiated logout 1.0), if it offers that."""
+        metadata = await self._metadata.get()
         if self._variant.sign_out_url is not None:
             return self._variant.sign_out_url(
-                self._url, self._settings.client_id, post_logout_redirect_uri
+                SignOutRequest(
+                    metadata, self._url, self._settings.client_id, post_logout_redirect_uri
+                )
             )
-        endpoint = (await self._metadata.get()).end_session_endpoint
+        endpoint = metadata.end_session_endpoint
         if endpoint is None:
             return None
         params = [("client_id", self._settings.client_id)]
@@ -351,7 +377,7 @@ class OidcProvider:
             access_token=access_token,
         )
         try:
-            return await verify_id_token(
+            claims = await verify_id_token(
                 raw, self._keys(metadata), expected, now_s=self._clock.now_s()
             )
         except InvalidTokenError as error:
@@ -361,6 +387,7 @@ class OidcProvider:
                 ends_session=False,
                 check=error.reason,
             ) from None
+        return self._variant.adapt_claims(claims)
 
     async def _userinfo(
         self,
@@ -386,7 +413,7 @@ class OidcProvider:
             claims = await self._signed_userinfo(metadata, response)
         else:
             claims = response.json(name)
-        return self._variant.adapt_userinfo(claims)
+        return self._variant.adapt_claims(claims)
 
     async def _signed_userinfo(
         self, metadata: ProviderMetadata, response: ProviderResponse
@@ -413,49 +440,6 @@ class OidcProvider:
             raise InvalidTokenError("signed userinfo is not for us", reason="token-audience")
         return claims
 
-    async def _token_request(self, metadata: ProviderMetadata, form: str) -> dict[str, Any]:
-        endpoint = metadata.token_endpoint
-        response = await self._authenticated_post(metadata, endpoint, form)
-        name = endpoint_name(endpoint)
-        if response.status != 200:
-            raise failure(name, response)
-        answer = response.json(name)
-        if "error" in answer:  # some providers answer 200 with an error
-            raise failure(name, response)
-        return answer
-
-    async def _authenticated_post(
-        self, metadata: ProviderMetadata, endpoint: str, form: str
-    ) -> ProviderResponse:
-        """POST with client authentication; finds out once which style the provider takes."""
-        if self._auth_style is not None:
-            return await self._post_with(self._auth_style, endpoint, form)
-        methods = metadata.token_auth_methods
-        styles: tuple[_AuthStyle, ...] = ("basic", "post")
-        if "client_secret_post" in methods and "client_secret_basic" not in methods:
-            styles = ("post", "basic")
-        response = await self._post_with(styles[0], endpoint, form)
-        if response.status == 200 or is_grant_refusal(response):
-            self._auth_style = styles[0]
-        elif 400 <= response.status < 500 and response.status != 429:
-            second = await self._post_with(styles[1], endpoint, form)
-            if second.status == 200 or is_grant_refusal(second):
-                self._auth_style = styles[1]
-                return second
-        return response
-
-    async def _post_with(self, style: _AuthStyle, endpoint: str, form: str) -> ProviderResponse:
-        client_id, secret = self._settings.client_id, self._settings.client_secret
-        if style == "basic":
-            # RFC 6749 section 2.3.1: both parts are form-encoded before they are joined
-            joined = f"{quote_plus(client_id)}:{quote_plus(secret)}".encode("ascii")
-            headers = {"Authorization": f"Basic {base64.b64encode(joined).decode('ascii')}"}
-            return await self._transport.post_form(endpoint, form, headers=headers)
-        credentials = {"client_id": client_id}
-        if style == "post":
-            credentials["client_secret"] = secret
-        return await self._transport.post_form(endpoint, add_form(form, credentials))
-
 
 def _id_token(raw: str, claims: Mapping[str, Any]) -> IdToken:
     return IdToken(
@@ -469,7 +453,3 @@ def _id_token(raw: str, claims: Mapping[str, Any]) -> IdToken:
 
 def _no_access(message: str) -> IdentityRefusedError:
     return IdentityRefusedError(f"access token refused: {message}", reason=ACCESS_REFUSED)
-
-
-def _without(claims: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
-    return {name: value for name, value in claims.items() if name not in names}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import httpx
 
 from gatehouse.common.clock import Clock, Rng
-from gatehouse.common.identity.discovery import ProviderMetadata
 from gatehouse.common.identity.errors import IdentityProviderError, IdentityRefusedError
+from gatehouse.common.identity.github import GithubProvider
+from gatehouse.common.identity.logout_token import LogoutToken
 from gatehouse.common.identity.oidc import OidcProvider
 from gatehouse.common.identity.tokens import Identity, IdToken, OAuthTokens, RefreshedIdentity
 from gatehouse.common.identity.variants import variant_of
@@ -22,6 +22,7 @@ __all__ = [
     "Identity",
     "IdentityProviderError",
     "IdentityRefusedError",
+    "LogoutToken",
     "OAuthTokens",
     "Provider",
     "RefreshedIdentity",
@@ -42,8 +43,9 @@ class Provider(Protocol):
         """The idp id that binds sessions to this configuration."""
         ...
 
-    async def metadata(self) -> ProviderMetadata:
-        """What the provider says about itself; fetched once and kept."""
+    @property
+    def has_fixed_return(self) -> bool:
+        """Whether its sign-out page leads back to the signed-out page and nowhere else."""
         ...
 
     async def authorization_url(
@@ -53,9 +55,18 @@ class Provider(Protocol):
         ...
 
     async def exchange(
-        self, *, code: str, redirect_uri: str, code_verifier: str | None, nonce: str | None
+        self,
+        *,
+        code: str,
+        redirect_uri: str,
+        code_verifier: str | None,
+        nonce: str | None,
+        user_hint: str = "",
     ) -> Identity:
-        """Redeem an authorization code, verify the ID token, ask userinfo. May refuse."""
+        """Redeem an authorization code, verify the ID token, ask userinfo. May refuse.
+
+        `user_hint` is the `user` field of the callback, unsigned, as one provider sends it.
+        """
         ...
 
     async def refresh(self, refresh_token: str, *, subject: str) -> RefreshedIdentity:
@@ -81,6 +92,10 @@ class Provider(Protocol):
         """Revoke the refresh token, then the access token; False without such an endpoint."""
         ...
 
+    async def verify_logout_token(self, raw: str) -> LogoutToken:
+        """What a logout token of OIDC Back-Channel Logout asks for. May refuse."""
+        ...
+
     async def end_session_url(
         self, *, id_token_hint: str, post_logout_redirect_uri: str
     ) -> str | None:
@@ -96,9 +111,6 @@ def make_provider(
     The caller owns `http`: its TLS roots, pool limits and closing. Raises IdentityProviderError
     with reason `identity-provider-misconfigured` for an unknown type or an unusable URL.
     """
+    if settings.type == "github":
+        return GithubProvider(settings, http, clock)
     return OidcProvider(settings, variant_of(settings.type), http, clock, rng)
-
-
-def default_request_params(provider_type: str) -> Mapping[str, str]:
-    """Authorization parameters a type adds when `idp_request_params` is not set."""
-    return variant_of(provider_type).request_params

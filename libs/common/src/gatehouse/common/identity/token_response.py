@@ -21,7 +21,11 @@ MAX_EXPIRES_IN_S: Final = 10.0 * 366 * 86400
 
 # Refusals of the grant itself (RFC 6749 section 5.2, RFC 6750 section 3.1). Other error codes speak
 # of us or of the provider's state, and must not cost anyone their session.
-_GRANT_ERRORS: Final = frozenset({"invalid_grant", "invalid_token", "unauthorized_client"})
+_GRANT_ERRORS: Final = frozenset(
+    {"invalid_grant", "invalid_token", "unauthorized_client"}
+    # GitHub's own names for a code that does not hold, and for a person it does not vouch for
+    | {"bad_verification_code", "bad_refresh_token", "unverified_user_email"}
+)
 _TRANSIENT_ERRORS: Final = frozenset({"temporarily_unavailable", "server_error", "slow_down"})
 
 
@@ -60,6 +64,11 @@ def failure(name: str, response: ProviderResponse) -> IdentityProviderError | Id
 def is_grant_refusal(response: ProviderResponse) -> bool:
     """True when the provider knew us, and refused what we presented."""
     return _oauth_error(response) == "invalid_grant"
+
+
+def is_unrevocable(response: ProviderResponse) -> bool:
+    """True when the provider does not revoke that kind of token (RFC 7009 section 2.2.1)."""
+    return response.status == 400 and _oauth_error(response) == "unsupported_token_type"
 
 
 def add_form(form: str, fields: Mapping[str, str]) -> str:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 from gatehouse.common.errors import GatehouseError
-from gatehouse.common.identity.claims import FlatClaims
+from gatehouse.common.identity.claims import (
+    REFRESH_FILTERED,
+    TOKEN_CLAIMS,
+    FlatClaims,
+    display_name,
+    email_address,
+    flatten_claims,
+    without,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +47,12 @@ class Identity:
     """
 
     user_id: str  # oid, else sub, of the ID token
-    subject: str  # sub of the ID token
+    subject: str  # sub of the ID token, or what stands for one
     name: str
     email: str  # "" unless it is one plain address
     claims: FlatClaims
     user_claims: FlatClaims  # the same without claims about the token
-    id_token: IdToken
+    id_token: IdToken | None  # None: the provider has none (GitHub)
     tokens: OAuthTokens
 
 
@@ -61,3 +71,20 @@ class RefreshedIdentity:
     claims: FlatClaims  # without iss, sub, exp and iat
     user_claims: FlatClaims
     problem: GatehouseError | None = None  # why claims could not be had; never a refusal
+
+    @classmethod
+    def told(cls, tokens: OAuthTokens, id_token: IdToken | None, claims: Mapping[str, Any]) -> Self:
+        """Tokens, and the claims that came with them or were asked for."""
+        return cls(
+            tokens=tokens,
+            id_token=id_token,
+            name=display_name(claims),
+            email=email_address(claims),
+            claims=flatten_claims(without(claims, REFRESH_FILTERED)),
+            user_claims=flatten_claims(without(claims, TOKEN_CLAIMS)),
+        )
+
+    @classmethod
+    def untold(cls, tokens: OAuthTokens, problem: GatehouseError) -> Self:
+        """Tokens alone."""
+        return cls(tokens, None, "", "", {}, {}, problem=problem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,8 @@ from urllib.parse import urlsplit
 import httpx
 
 from gatehouse.common.identity.errors import RESPONSE, IdentityProviderError
-from gatehouse.common.jose.compact import parse_json_object
+from gatehouse.common.jose.compact import parse_json_list, parse_json_object
+from gatehouse.common.observability.metrics import HTTP_CLIENT
 
 TIMEOUT_S: Final = 10.0
 """For one request as a whole, from connecting to the last byte."""
@@ -20,7 +22,9 @@ MAX_BODY_BYTES: Final = 1024 * 1024
 """Of a response, before and after decompression."""
 MAX_RETRY_AFTER_S: Final = 3600.0
 
+_NO_ANSWER: Final = "0"  # instead of a status, in metrics
 _GZIP_WINDOW: Final = 31  # zlib: expect a gzip header
+_CUT_SHORT: Final = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,15 @@ class ProviderResponse:
         except ValueError:
             raise IdentityProviderError(
                 f"{where} answered {self.status} without a JSON object", reason=RESPONSE
+            ) from None
+
+    def json_list(self, where: str) -> list[Any]:
+        """The body as one JSON list; IdentityProviderError if it is none."""
+        try:
+            return parse_json_list(self.body)
+        except ValueError:
+            raise IdentityProviderError(
+                f"{where} answered {self.status} without a JSON list", reason=RESPONSE
             ) from None
 
 
@@ -67,34 +80,29 @@ class ProviderTransport:
         self, url: str, body: bytes, *, headers: Mapping[str, str] | None = None
     ) -> ProviderResponse:
         """Send encoded JSON by POST. Raises IdentityProviderError without a complete answer."""
+        return await self.send_json("POST", url, body, headers=headers)
+
+    async def send_json(
+        self, method: str, url: str, body: bytes, *, headers: Mapping[str, str] | None = None
+    ) -> ProviderResponse:
+        """Send encoded JSON. Raises IdentityProviderError when there is no complete answer."""
         with_type = {"Content-Type": "application/json", **(headers or {})}
-        return await self._send("POST", url, with_type, body)
+        return await self._send(method, url, with_type, body)
 
     async def _send(
         self, method: str, url: str, headers: Mapping[str, str], content: bytes | None
     ) -> ProviderResponse:
         where = endpoint_name(url)
         try:
-            request = self._http.build_request(
-                method,
-                url,
-                headers={
-                    "Accept": "application/json",
-                    "Accept-Encoding": "identity",
-                    **headers,
-                },
-                content=content,
-                timeout=httpx.Timeout(self._timeout_s),
-            )
-            request.headers.pop("Cookie", None)
             async with asyncio.timeout(self._timeout_s):
-                response = await self._http.send(
-                    request, stream=True, auth=None, follow_redirects=False
-                )
                 try:
-                    body = await _bounded_body(response, where)
-                finally:
-                    await response.aclose()
+                    response, body = await self._once(method, url, headers, content)
+                except _CUT_SHORT:
+                    # A kept connection may end just as it is used again. What only asks is asked
+                    # once more; a code or a refresh token may have been spent already.
+                    if method != "GET":
+                        raise
+                    response, body = await self._once(method, url, headers, content)
         except TimeoutError:
             raise IdentityProviderError(
                 f"{where} gave no complete answer in {self._timeout_s:g} s"
@@ -116,6 +124,33 @@ class ProviderTransport:
             body=body,
             retry_after_s=_retry_after_s(response.headers.get("retry-after")),
         )
+
+    async def _once(
+        self, method: str, url: str, headers: Mapping[str, str], content: bytes | None
+    ) -> tuple[httpx.Response, bytes]:
+        request = self._http.build_request(
+            method,
+            url,
+            headers={"Accept": "application/json", "Accept-Encoding": "identity", **headers},
+            content=content,
+            timeout=httpx.Timeout(self._timeout_s),
+        )
+        request.headers.pop("Cookie", None)
+        began_s, status, received = time.monotonic(), _NO_ANSWER, 0
+        try:
+            response = await self._http.send(
+                request, stream=True, auth=None, follow_redirects=False
+            )
+            try:
+                body = await _bounded_body(response, endpoint_name(url))
+            finally:
+                await response.aclose()
+            status, received = str(response.status_code), len(body)
+            return response, body
+        finally:
+            # The hosts are those of configured providers and of what these name.
+            key = (request.url.host, method, status)
+            HTTP_CLIENT.observe(key, time.monotonic() - began_s, len(content or b""), received)
 
 
 def endpoint_name(url: str) -> str:

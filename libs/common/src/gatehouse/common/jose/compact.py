@@ -55,6 +55,21 @@ def parse_json_object(raw: bytes) -> dict[str, Any]:
 
     Raises ValueError.
     """
+    value = _parse_json(raw)
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")  # noqa: TRY004 - one error for all bad input
+    return value
+
+
+def parse_json_list(raw: bytes) -> list[Any]:
+    """Parse one JSON list, as strictly as `parse_json_object`. Raises ValueError."""
+    value = _parse_json(raw)
+    if not isinstance(value, list):
+        raise ValueError("not a JSON list")  # noqa: TRY004 - one error for all bad input
+    return value
+
+
+def _parse_json(raw: bytes) -> Any:
     try:
         value = json.loads(
             raw.decode("utf-8"),
@@ -66,8 +81,6 @@ def parse_json_object(raw: bytes) -> dict[str, Any]:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if not isinstance(value, dict):
-        raise ValueError("not a JSON object")  # noqa: TRY004 - one error for all bad input
     return value
 
 

@@ -8,7 +8,9 @@ string, data goes into fields. Fields bound with `structlog.contextvars` (reques
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import json
 import logging
 import os
 import sys
@@ -83,7 +85,7 @@ def configure_logging(level: str = "info", *, stream: TextIO | None = None) -> N
     target = sys.stderr if stream is None else stream
     is_terminal = target.isatty()
     sink: Any = target if stream is not None or is_terminal else QueuedStream(target)
-    handler = _LineHandler(sink)
+    handler = _LineHandler(sink, is_terminal=is_terminal)
     handler.setFormatter(
         ProcessorFormatter(
             foreign_pre_chain=[_add_foreign_service, *_SHARED],
@@ -125,6 +127,27 @@ def get_logger(service: str) -> BoundLogger:
     return cast("BoundLogger", logger)
 
 
+def write_line(fields: Mapping[str, object]) -> None:
+    """Write one line with these fields as they are, for what is logged at every request.
+
+    The way of all other lines costs more than a decision does. Here the caller has looked at the
+    level, named `level`, `time`, `service` and `message`, and left nothing secret in.
+    """
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _LineHandler):
+            handler.write_fields(fields)
+
+
+def share_output(lock: int) -> None:
+    """Take turns with the other processes that write to the same standard error.
+
+    `lock`: descriptor of a file that all of them have; each line is written while holding its lock.
+    """
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _LineHandler) and isinstance(handler.stream, QueuedStream):
+            handler.stream.take_turns(lock)
+
+
 def flush_logging(timeout_s: float = 2.0) -> None:
     """Wait until every line so far is written, at most `timeout_s`; for the end of a process."""
     for handler in logging.getLogger().handlers:
@@ -136,6 +159,29 @@ class _LineHandler(logging.StreamHandler[Any]):
     """Marks the handler that is ours; one `write` per line, so that lines never mix."""
 
     terminator = ""
+
+    def __init__(self, sink: Any, *, is_terminal: bool) -> None:
+        super().__init__(sink)
+        self._is_terminal = is_terminal
+
+    def write_fields(self, fields: Mapping[str, object]) -> None:
+        """Write a line that needs no more than to be rendered."""
+        if self._is_terminal:
+            event = {**fields, "event": fields["message"]}
+            event.pop("message")
+            name = f"gatehouse.{fields['service']}"
+            record = logging.LogRecord(name, logging.INFO, "", 0, cast("str", event), (), None)
+            # What structlog's wrap_for_formatter hands over, without a walk up the stack.
+            record.__dict__.update(_logger=logging.getLogger(name), _name="info")
+            self.handle(record)
+            return
+        line = _encode(fields) + "\n"
+        if isinstance(self.stream, QueuedStream):
+            self.stream.write(line)
+            return
+        with self.lock or contextlib.nullcontext(), contextlib.suppress(OSError, ValueError):
+            self.stream.write(line)
+            self.stream.flush()
 
     def format(self, record: logging.LogRecord) -> str:
         return super().format(record) + "\n"
@@ -216,6 +262,8 @@ def _printable(
         event["exception"] = stack
     return event
 
+
+_encode: Final = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
 _SHARED: Final[list[Any]] = [
     structlog.contextvars.merge_contextvars,

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import json
+import os
 import queue
 import threading
 import time
+from collections.abc import Iterator
 from typing import Final, TextIO
 
 QUEUE_LINES: Final = 4_096
@@ -26,6 +29,7 @@ class QueuedStream:
         self._queue: queue.Queue[str | None] = queue.Queue(limit)
         self._dropped = 0
         self._closed = False
+        self._lock: int | None = None  # file descriptor; None: nobody else writes there
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
         atexit.register(self.close)
@@ -42,6 +46,10 @@ class QueuedStream:
 
     def flush(self) -> None:
         """Nothing: the thread flushes when its queue is empty."""
+
+    def take_turns(self, lock: int) -> None:
+        """Hold the lock of the file `lock` (fcntl(2), by process) while writing."""
+        self._lock = os.dup(lock)
 
     def drain(self, timeout_s: float) -> bool:
         """Wait until all lines are written; False when that takes longer than `timeout_s`."""
@@ -66,12 +74,25 @@ class QueuedStream:
             if line is None:
                 return
             # Nowhere is left to report a broken standard error to.
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError), self._turn():
                 self._target.write(line)
                 if self._queue.empty():
                     self._report_dropped()
+                if self._lock is not None or self._queue.empty():
                     self._target.flush()
             self._queue.task_done()
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        lock = self._lock
+        if lock is None:
+            yield
+            return
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.lockf(lock, fcntl.LOCK_UN)
 
     def _report_dropped(self) -> None:
         dropped, self._dropped = self._dropped, 0

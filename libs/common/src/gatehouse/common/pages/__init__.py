@@ -1,6 +1,6 @@
 """What a person sees: the pages that every service shows, one look for all of them.
 
-`render_error` and its siblings return whole HTML documents without scripts, forms or third-party
+`render_error` and its siblings return whole HTML documents without inline scripts or third-party
 assets; `security_headers` returns the response headers that belong to them. `negotiate` says
 which form of an answer a client wants.
 """
@@ -13,6 +13,7 @@ from gatehouse.common.pages.render import (
     INTERCEPTED_HEADER,
     ClaimRow,
     ErrorPage,
+    GroupRow,
     Link,
     UserInfoPage,
     envoy_error_template,
@@ -20,6 +21,8 @@ from gatehouse.common.pages.render import (
     link_to,
     render_continue,
     render_error,
+    render_explanation,
+    render_portal,
     render_sign_out_confirm,
     render_signed_out,
     render_user_info,
@@ -35,6 +38,7 @@ __all__ = [
     "Branding",
     "ClaimRow",
     "ErrorPage",
+    "GroupRow",
     "Link",
     "UserInfoPage",
     "envoy_error_template",
@@ -43,6 +47,8 @@ __all__ = [
     "negotiate",
     "render_continue",
     "render_error",
+    "render_explanation",
+    "render_portal",
     "render_sign_out_confirm",
     "render_signed_out",
     "render_user_info",

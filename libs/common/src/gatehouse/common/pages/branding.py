@@ -42,7 +42,7 @@ class Branding:
                 )
         for name in ("logo_url", "favicon_url"):
             value = getattr(self, name)
-            if value and not _is_image_url(value):
+            if value and not is_image_url(value):
                 raise InvalidArgumentError(
                     f"branding {name}: must be an https URL or a data:image/... URL"
                 )
@@ -63,6 +63,27 @@ class Branding:
 
 
 DEFAULT_BRANDING = Branding()
+KEYS = tuple(Branding.__dataclass_fields__)  # the settings that make one
+
+
+def branding_of(settings: object) -> Branding:
+    """The look that the settings ask for; empty keys mean the defaults."""
+    given = {name: getattr(settings, name, "") for name in KEYS}
+    return Branding(**{name: value for name, value in given.items() if value})
+
+
+class _InForce:
+    branding = DEFAULT_BRANDING
+
+
+def use_branding(branding: Branding) -> None:
+    """Let every page of this process look like this from now on."""
+    _InForce.branding = branding
+
+
+def branding_in_force() -> Branding:
+    """The look of this process's pages."""
+    return _InForce.branding
 
 
 def ink_on(colour: str) -> str:
@@ -85,7 +106,8 @@ def _luminance(colour: str) -> float:
     return float(0.2126 * red + 0.7152 * green + 0.0722 * blue)
 
 
-def _is_image_url(value: str) -> bool:
+def is_image_url(value: str) -> bool:
+    """Whether the pages may show `value` as an image: https without credentials, or data:image."""
     if any(character.isspace() or ord(character) < 0x20 for character in value):
         return False
     parts = urlsplit(value)

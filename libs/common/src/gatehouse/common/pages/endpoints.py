@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from gatehouse.common.clock import Rng
 from gatehouse.common.errors import GatehouseError, InvalidTokenError
-from gatehouse.common.pages.branding import DEFAULT_BRANDING, Branding
+from gatehouse.common.pages.branding import Branding, branding_in_force
 from gatehouse.common.pages.negotiation import wants_exact_json
 from gatehouse.common.pages.refusal import (
     RefusedRequestError,
@@ -136,7 +136,7 @@ class EndpointApp:
     canonical_host: Callable[[str], str | None]
     rng: Rng
     log: Log
-    branding: Callable[[], Branding] = lambda: DEFAULT_BRANDING
+    branding: Callable[[], Branding] = branding_in_force
     asgi: Starlette = field(init=False)
 
     def __post_init__(self) -> None:
@@ -281,14 +281,51 @@ def parse_parameters(raw: bytes, *, limit_bytes: int = QUERY_LIMIT_BYTES) -> dic
     return params
 
 
-def html(document: str, branding: Branding = DEFAULT_BRANDING, status: int = 200) -> Response:
+def html(
+    document: str,
+    branding: Branding | None = None,
+    status: int = 200,
+    *,
+    has_own_script: bool = False,
+    has_form: bool = False,
+) -> Response:
     """A page with the headers that belong to it."""
-    return HTMLResponse(document, status_code=status, headers=dict(security_headers(branding)))
+    headers = dict(security_headers(branding, has_own_script=has_own_script, has_form=has_form))
+    return HTMLResponse(document, status_code=status, headers=headers)
+
+
+def page_or_json(
+    call: Call, document: str, data: Mapping[str, object], *, has_own_script: bool = False
+) -> Response:
+    """The page, or the same as JSON for those who accept exactly that."""
+    if wants_exact_json(call.header("accept")):
+        return JSONResponse(dict(data), headers=dict(_base_headers()))
+    return html(document, has_own_script=has_own_script)
 
 
 def plain(text: str, status: int = 200) -> Response:
     """A text answer."""
     return PlainTextResponse(text, status_code=status, headers=dict(_base_headers()))
+
+
+def probe_endpoints() -> tuple[Endpoint, ...]:
+    """What balancers ask, under any name: whether there is somebody to answer."""
+    return tuple(
+        Endpoint(
+            path,
+            _alive,
+            methods=("GET", "HEAD"),
+            guard=Guard.OPEN,
+            why="a constant",
+            reads_query=False,
+            any_host=True,
+        )
+        for path in ("/ping", "/healthz")
+    )
+
+
+async def _alive(_call: Call) -> Response:
+    return plain("OK\n")
 
 
 def redirect(url: str, *, set_cookies: Sequence[str] = ()) -> Response:

@@ -73,6 +73,21 @@ class RefusedRequestError(GatehouseError):
         )
 
 
+def session_ended(message: str, *, purpose: str, path: str) -> RefusedRequestError:
+    """401: the session ended between the request and the answer. `path` leads back through a login.
+
+    `purpose` ends the sentence "Sign in again to ...".
+    """
+    return RefusedRequestError(
+        HTTPStatus.UNAUTHORIZED,
+        "Your session has ended",
+        message=message,
+        reason="session-ended",
+        detail=f"Sign in again to {purpose}.",
+        links=(Link("Sign in", path),),
+    )
+
+
 def not_found() -> RefusedRequestError:
     """404: nothing lives at this address."""
     return RefusedRequestError(

@@ -1,9 +1,10 @@
 """How a page becomes HTML, and which response headers go with it.
 
-The templates hold no scripts and no forms, and their only style sheet is inline. The content
-security policy therefore allows exactly that style sheet by its hash (CSP 3, section 8.4: a hash
-allows one inline block like a nonce does), which also fits pages that are rendered once and
-answered by Envoy, where a nonce for each response is not possible.
+The templates hold no inline scripts, and their only style sheet is inline. The content security
+policy therefore allows exactly that style sheet by its hash (CSP 3, section 8.4: a hash allows one
+inline block like a nonce does), which also fits pages that are rendered once and answered by Envoy,
+where a nonce for each response is not possible. The portal and the page for administrators have a
+form that asks; the portal alone has a script file of its own origin, and works without it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ import jinja2
 from markupsafe import Markup
 
 from gatehouse.common.errors import InvalidArgumentError
-from gatehouse.common.pages.branding import DEFAULT_BRANDING, Branding, ink_on
+from gatehouse.common.pages.branding import Branding, branding_in_force, ink_on
+from gatehouse.common.pages.explanation import ExplainPage
+from gatehouse.common.pages.routes_portal import PortalPage
 
 INTERCEPTED_HEADER: Final = ("x-pomerium-intercepted-response", "true")
 
@@ -84,6 +87,14 @@ class ClaimRow:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupRow:
+    """A directory group."""
+
+    id: str
+    name: str  # the id where the directory gives no name
+
+
+@dataclass(frozen=True, slots=True)
 class UserInfoPage:
     """What Gatehouse knows about the person who asks. Never holds a token (security R36)."""
 
@@ -92,9 +103,15 @@ class UserInfoPage:
     email: str = ""
     user_id: str = ""
     session_id: str = ""
-    expires_at: str = ""  # readable, with its time zone
+    issued_at: str = ""  # readable, with its time zone
+    expires_at: str = ""  # likewise
+    is_impersonated: bool = False  # all this is about the person whose place was taken
+    groups: tuple[GroupRow, ...] = ()
+    more_groups: int = 0  # not shown
     claims: tuple[ClaimRow, ...] = ()
     sign_out: Link | None = None
+    sign_out_everywhere: Link | None = None
+    applications: Link | None = None
     sign_in: Link | None = None
     host: str = ""
 
@@ -117,7 +134,7 @@ def safe_request_id(value: str | None) -> str:
     return ""
 
 
-def render_error(page: ErrorPage, branding: Branding = DEFAULT_BRANDING) -> str:
+def render_error(page: ErrorPage, branding: Branding | None = None) -> str:
     """A whole HTML document for an error answer."""
     return _render(
         "error.html.j2",
@@ -140,7 +157,7 @@ def error_document(page: ErrorPage) -> dict[str, object]:
     return document
 
 
-def render_user_info(page: UserInfoPage, branding: Branding = DEFAULT_BRANDING) -> str:
+def render_user_info(page: UserInfoPage, branding: Branding | None = None) -> str:
     """The `/.pomerium/` page: who am I here."""
     return _render(
         "user_info.html.j2",
@@ -151,26 +168,49 @@ def render_user_info(page: UserInfoPage, branding: Branding = DEFAULT_BRANDING) 
     )
 
 
+def render_portal(page: PortalPage, branding: Branding | None = None, *, script: str) -> str:
+    """The `/.pomerium/routes` page: what may I open. `script` is a path on the same host."""
+    return _render("routes.html.j2", branding, page=page, script=script, title="Your applications")
+
+
+def render_explanation(page: ExplainPage, branding: Branding | None = None) -> str:
+    """The `/.pomerium/explain` page: why is somebody let in or not."""
+    title = page.explained.headline if page.explained is not None else "Explain a decision"
+    return _render("explain.html.j2", branding, page=page, title=title)
+
+
 def render_sign_out_confirm(
-    confirm: Link, cancel: Link | None = None, branding: Branding = DEFAULT_BRANDING
+    confirm: Link,
+    cancel: Link | None = None,
+    branding: Branding | None = None,
+    *,
+    everywhere: Link | None = None,
 ) -> str:
-    """Asks before signing out; `confirm` is the button that does it."""
+    """Asks before signing out; `confirm` is the button that does it.
+
+    `everywhere` ends the person's sessions in other browsers as well.
+    """
     return _render(
-        "sign_out_confirm.html.j2", branding, confirm=confirm, cancel=cancel, title="Sign out?"
+        "sign_out_confirm.html.j2",
+        branding,
+        confirm=confirm,
+        cancel=cancel,
+        everywhere=everywhere,
+        title="Sign out?",
     )
 
 
-def render_continue(target: Link, branding: Branding = DEFAULT_BRANDING) -> str:
+def render_continue(target: Link, branding: Branding | None = None) -> str:
     """Goes on to `target` by itself, as a navigation that begins at this page."""
     return _render("continue.html.j2", branding, target=target, title="Signed in")
 
 
-def render_signed_out(sign_in: Link | None = None, branding: Branding = DEFAULT_BRANDING) -> str:
+def render_signed_out(sign_in: Link | None = None, branding: Branding | None = None) -> str:
     """Says that the session has ended."""
     return _render("signed_out.html.j2", branding, sign_in=sign_in, title="Signed out")
 
 
-def envoy_error_template(branding: Branding = DEFAULT_BRANDING) -> str:
+def envoy_error_template(branding: Branding | None = None) -> str:
     """The error page as an Envoy format string, for local replies.
 
     Literal percent signs are doubled; Envoy fills in the status, its details and the stream id
@@ -196,21 +236,33 @@ def envoy_error_template(branding: Branding = DEFAULT_BRANDING) -> str:
     return text
 
 
-def security_headers(branding: Branding = DEFAULT_BRANDING) -> Mapping[str, str]:
-    """The headers of every page: nothing may be loaded, framed, sniffed, stored or leaked."""
-    return _security_headers(branding)
+def security_headers(
+    branding: Branding | None = None, *, has_own_script: bool = False, has_form: bool = False
+) -> Mapping[str, str]:
+    """The headers of every page: nothing may be loaded, framed, sniffed, stored or leaked.
+
+    `has_own_script`: script files of the same origin, and forms and requests to it, are let in.
+    `has_form`: forms alone.
+    """
+    return _security_headers(
+        branding or branding_in_force(), has_own_script, has_form or has_own_script
+    )
 
 
-@functools.lru_cache(maxsize=32)
-def _security_headers(branding: Branding) -> Mapping[str, str]:
+@functools.lru_cache(maxsize=64)
+def _security_headers(
+    branding: Branding, has_own_script: bool, has_form: bool
+) -> Mapping[str, str]:
     digest = base64.b64encode(hashlib.sha256(_style(branding).encode()).digest()).decode()
+    own = "'self'" if has_form else "'none'"
     policy = "; ".join(
         (
             "default-src 'none'",
             f"style-src 'sha256-{digest}'",
             "img-src https: data:",
+            *(("script-src 'self'", "connect-src 'self'") if has_own_script else ()),
             "base-uri 'none'",
-            "form-action 'none'",
+            f"form-action {own}",
             "frame-ancestors 'none'",
         )
     )
@@ -260,7 +312,8 @@ def _environment() -> jinja2.Environment:
     )
 
 
-def _render(template: str, branding: Branding, **values: object) -> str:
+def _render(template: str, branding: Branding | None, **values: object) -> str:
+    branding = branding or branding_in_force()
     return (
         _environment()
         .get_template(template)

@@ -1,8 +1,6 @@
 """The criteria that exist, and whether the data of one is right.
 
-The names are known here; what they mean when a request comes is authorize's business. Criteria
-that are part of the language but whose data this build cannot yet supply are refused at load,
-after their data was checked, so that no policy silently means less than it says.
+The names are known here; what they mean when a request comes is authorize's business.
 """
 
 from __future__ import annotations
@@ -25,24 +23,20 @@ from gatehouse.common.policy.schedule import (
     parse_time_of_day,
     parse_weekdays,
 )
+from gatehouse.common.policy.ssh_keys import parse_ssh_keys
 
 _Check = Callable[[Data], object]
 
 
 def check_criterion(criterion: Criterion) -> None:
-    """Raise PolicyError if the name is unknown, the data wrong, or the criterion not built yet."""
-    check = _AVAILABLE.get(criterion.name)
-    if check is not None:
-        check(criterion.data)
-        return
-    check = _LATER.get(criterion.name)
+    """Raise PolicyError if the name is unknown or the data wrong."""
+    check = _CHECKS.get(criterion.name)
     if check is None:
         raise PolicyError(
             f"unknown policy criterion: {criterion.name}, expected one of "
-            f"{', '.join(sorted(_AVAILABLE))}"
+            f"{', '.join(sorted(_CHECKS))}"
         )
     check(criterion.data)
-    raise PolicyError(f"policy criterion {criterion.name} is not available yet; remove it")
 
 
 def _anything(data: Data) -> None:
@@ -58,13 +52,7 @@ def _string(data: Data) -> None:
         raise PolicyError(f"expected string value, got: {type_name(data)}")
 
 
-def _string_or_strings(data: Data) -> None:
-    items = data if isinstance(data, tuple) else (data,)
-    if not all(isinstance(item, str) for item in items):
-        raise PolicyError(f"expected string or array of strings, got: {type_name(data)}")
-
-
-_AVAILABLE: Final[Mapping[str, _Check]] = {
+_CHECKS: Final[Mapping[str, _Check]] = {
     "accept": _anything,
     "reject": _anything,
     "authenticated_user": _anything,
@@ -84,16 +72,12 @@ _AVAILABLE: Final[Mapping[str, _Check]] = {
     "day_of_week": parse_weekdays,
     "time_of_day": parse_time_of_day,
     "record": parse_record_matcher,
-}
-
-_LATER: Final[Mapping[str, _Check]] = {
     "mcp_tool": parse_string_matcher,
     "ssh_username": parse_string_matcher,
     "ssh_username_matches_email": _anything,
     "ssh_username_matches_claim": _string,
-    "ssh_publickey": _string_or_strings,
-    "ssh_ca": _string_or_strings,
+    "ssh_publickey": parse_ssh_keys,
+    "ssh_ca": parse_ssh_keys,
 }
 
-AVAILABLE_CRITERIA: Final = frozenset(_AVAILABLE)
-LATER_CRITERIA: Final = frozenset(_LATER)
+CRITERIA: Final = frozenset(_CHECKS)

@@ -40,15 +40,24 @@ _SIGNED_IN_TOO: Final = "add authenticated_user beside it under and"
 
 @dataclass(frozen=True, slots=True)
 class Hazard:
-    """One passage. `path` leads to it from the policy's root; () for the policy as a whole."""
+    """One passage. `path` leads to it from the policy's root; () where the text has no such place.
+
+    That is so for the policy as a whole, which has no criterion, and for what older keys became.
+    """
 
     path: tuple[PathStep, ...]
     message: str
     fix: str
+    criterion: str = ""  # name and sub-path
+
+    @property
+    def named(self) -> str:
+        """The message, with the criterion it is about: for places that do not name it."""
+        return f"{self.criterion}: {self.message}" if self.criterion else self.message
 
     def __str__(self) -> str:
-        where = f"{format_path(self.path)}: " if self.path else ""
-        return f"{where}{self.message} ({self.fix})"
+        what = f"{format_path(self.path)}: {self.message}" if self.path else self.named
+        return f"{what} ({self.fix})"
 
 
 _Found = Iterator[tuple[str, str]]  # message and fix
@@ -67,13 +76,16 @@ def hazards(policy: Policy) -> tuple[Hazard, ...]:
                 guarded = operator == "and" and any(
                     other.name == "authenticated_user" for other in criteria
                 )
-                for message, fix in _of_criterion(criterion):
-                    found.append(Hazard(criterion.path, f"{criterion.key}: {message}", fix))
+                told = list(_of_criterion(criterion))
                 if not guarded:
-                    for message, fix in _anonymous(criterion, rule.action, operator):
-                        found.append(Hazard(criterion.path, f"{criterion.key}: {message}", fix))
+                    told.extend(_anonymous(criterion, rule.action, operator))
+                found.extend(_hazard(criterion, message, fix) for message, fix in told)
     found.extend(_of_policy(policy))
     return tuple(found)
+
+
+def _hazard(criterion: Criterion, message: str, fix: str) -> Hazard:
+    return Hazard(criterion.path, message, fix, criterion.key)
 
 
 def _of_criterion(criterion: Criterion) -> _Found:
@@ -88,6 +100,13 @@ def _of_criterion(criterion: Criterion) -> _Found:
     check = _SPECIAL.get(name)
     if check is not None:
         yield from check(data)
+    if name == "mcp_tool":
+        yield "only calls of MCP tools match, and this route is no MCP server", "leave it out"
+    elif name.startswith("ssh_"):
+        yield (
+            "is about logins over SSH; requests over HTTP have no key, and the user name is empty",
+            "leave it out, or write what HTTP requests have",
+        )
 
 
 def _never_equal(data: Data, what: str) -> _Found:
@@ -287,10 +306,10 @@ def _of_policy(policy: Policy) -> Iterator[Hazard]:
     names = {criterion.name for criterion in policy.criteria()}
     if "client_certificate" in names and "invalid_client_certificate" not in names:
         first = next(c for c in policy.criteria() if c.name == "client_certificate")
-        yield Hazard(
-            first.path,
-            "client_certificate: what a certificate says is compared, not whether it is trusted; "
-            "anybody can make one that says the same",
+        yield _hazard(
+            first,
+            "what a certificate says is compared, not whether it is trusted; anybody can make one "
+            "that says the same",
             "set downstream_mtls.ca, or add deny: {or: [{invalid_client_certificate: true}]}",
         )
     is_public = any(criterion.name == "accept" for rule in allows for criterion in rule.or_)
@@ -298,10 +317,10 @@ def _of_policy(policy: Policy) -> Iterator[Hazard]:
         for rule in denies:
             for criterion in (*rule.and_, *rule.or_, *rule.not_, *rule.nor):
                 if criterion.name in _ABOUT_USER:
-                    yield Hazard(
-                        criterion.path,
-                        f"{criterion.key}: who is refused depends on the user, so everybody must "
-                        "sign in first, though accept lets everybody in",
+                    yield _hazard(
+                        criterion,
+                        "who is refused depends on the user, so everybody must sign in first, "
+                        "though accept lets everybody in",
                         "leave accept out, or refuse by what needs no user",
                     )
     if denies and not any(rule.operators() for rule in allows):

@@ -16,6 +16,7 @@ ABSENCES_BEFORE_REMOVAL: Final = 2
 REFRESH_CAP_S: Final = 30.0
 REFRESH_FLOOR_S: Final = 5.0
 REFRESH_JITTER: Final = 0.2  # a wait is cut short by up to this share, never made longer
+SHORTEST_S: Final = 0.1  # whatever is configured
 FAILURE_RETRY_S: Final = 1.0  # while nothing is known yet
 
 
@@ -54,14 +55,24 @@ class AddressBook:
         return before != self._absences.keys()
 
 
-def refresh_delay_s(answer: Answer | None, *, known: bool, rng: Rng) -> float:
+def refresh_delay_s(
+    answer: Answer | None,
+    *,
+    known: bool,
+    rng: Rng,
+    refresh_s: float | None = None,
+    failure_s: float | None = None,
+) -> float:
     """Seconds until the next question. `answer` is None after a failure.
 
     min(TTL, 30 s), at least 5 s, jitter -20 % to 0; after a failure 5 s, or 1 s while no address
-    is `known` at all.
+    is `known` at all. `refresh_s` takes the place of the 30 s, `failure_s` that of the wait after
+    a failure.
     """
     if answer is None or not answer.addresses:
-        wanted_s = REFRESH_FLOOR_S if known else FAILURE_RETRY_S
+        wanted_s = failure_s or (REFRESH_FLOOR_S if known else FAILURE_RETRY_S)
     else:
-        wanted_s = min(max(answer.ttl_s, REFRESH_FLOOR_S), REFRESH_CAP_S)
+        cap_s = refresh_s or REFRESH_CAP_S
+        wanted_s = min(max(answer.ttl_s, REFRESH_FLOOR_S), cap_s)
+    wanted_s = max(wanted_s, SHORTEST_S)
     return wanted_s * (1.0 - REFRESH_JITTER * rng.uniform(0.0, 1.0))

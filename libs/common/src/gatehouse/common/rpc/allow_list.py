@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 
 from gatehouse.common.errors import PermissionDeniedError
 from gatehouse.common.ids import SERVICE_ACCOUNT, SESSION, USER
-from gatehouse.pb import databroker_pb2, session_pb2, user_pb2
+from gatehouse.pb import access_times_pb2, databroker_pb2, session_pb2, user_pb2
 
 PROXY: Final = "proxy"
 AUTHORIZE: Final = "authorize"
@@ -29,7 +29,10 @@ _EVERYONE: Final = frozenset({PROXY, AUTHORIZE, AUTHENTICATE}) | _UNLIMITED
 _WRITERS: Final = frozenset({AUTHENTICATE}) | _UNLIMITED
 
 _BROKER: Final = "/databroker.DataBrokerService/"
+_ACCESS_TIMES: Final = "/gatehouse.databroker.AccessTimes/"
+_ADMIN: Final = "/gatehouse.databroker.Admin/"
 _CHECKPOINT: Final = "/databroker.CheckpointService/"
+_REGISTRY: Final = "/registry.Registry/"
 
 _METHODS: Final[Mapping[str, frozenset[str]]] = {
     _BROKER + "Get": _EVERYONE,
@@ -43,22 +46,48 @@ _METHODS: Final[Mapping[str, frozenset[str]]] = {
     _BROKER + "RenewLease": _EVERYONE,
     _BROKER + "ReleaseLease": _EVERYONE,
     _BROKER + "Put": _WRITERS | {AUTHORIZE},
-    _BROKER + "Patch": _WRITERS | {AUTHORIZE},
+    _BROKER + "Patch": _WRITERS,
     _BROKER + "Clear": _UNLIMITED,
     _BROKER + "SetOptions": _UNLIMITED,
+    _ACCESS_TIMES + "GetAccessTimes": _EVERYONE,
+    _ACCESS_TIMES + "PutAccessTimes": frozenset({AUTHORIZE}) | _UNLIMITED,
+    _ADMIN + "Status": _UNLIMITED,
+    _ADMIN + "ChangeServerVersion": _UNLIMITED,
     _CHECKPOINT + "GetCheckpoint": _EVERYONE,
     _CHECKPOINT + "SetCheckpoint": _UNLIMITED,
+    _REGISTRY + "Report": _EVERYONE,
+    _REGISTRY + "List": _UNLIMITED,
+    _REGISTRY + "Watch": _UNLIMITED,
     "/envoy.service.auth.v3.Authorization/Check": frozenset({PROXY}) | _UNLIMITED,
     "/gatehouse.authorize.v1.ExplainService/Explain": frozenset({OPERATOR}),
+    "/gatehouse.authorize.v1.ExplainService/Answer": frozenset({PROXY}),
+    "/gatehouse.authorize.v1.PortalService/OpenRoutes": frozenset({PROXY}),
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": _EVERYONE,
 }
 
 _AUTHENTICATE_TYPES: Final = frozenset({SESSION, USER})
 _ACCESSED_TYPES: Final = frozenset({SESSION, SERVICE_ACCOUNT})
-_ACCESSED_PATHS: Final = frozenset({"accessed_at"})
 _FROM_TOKEN: Final = re.compile(
     r"[0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
 )
+
+
+_OURS: Final = "/gatehouse."
+
+
+def check_caller(subject: str | None, method: str) -> None:
+    """Raises PermissionDeniedError unless that caller may call `method`.
+
+    Who only shows that it holds the secret may call what other tools know; what is ours is for
+    callers who say who they are.
+    """
+    if subject is not None:
+        check_method(subject, method)
+    elif method.startswith(_OURS):
+        raise PermissionDeniedError(
+            f"{method} is for callers that name themselves in gatehouse-jwt",
+            reason="caller-not-named",
+        )
 
 
 def check_method(subject: str, method: str) -> None:
@@ -81,16 +110,9 @@ def check_request(subject: str, request: object) -> None:
             _check_bearer_session(records)
         _check_types(subject, {record.type for record in records}, _AUTHENTICATE_TYPES)
     elif isinstance(request, databroker_pb2.PatchRequest):
-        types = {record.type for record in request.records}
-        if subject == AUTHORIZE:
-            _check_types(subject, types, _ACCESSED_TYPES)
-            # An empty mask means every field.
-            if set(request.field_mask.paths) != _ACCESSED_PATHS:
-                raise PermissionDeniedError(
-                    f"{subject!r} may patch accessed_at only", reason="field-not-allowed"
-                )
-        else:
-            _check_types(subject, types, _AUTHENTICATE_TYPES)
+        _check_types(subject, {record.type for record in request.records}, _AUTHENTICATE_TYPES)
+    elif isinstance(request, access_times_pb2.PutAccessTimesRequest):
+        _check_types(subject, {item.type for item in request.access_time}, _ACCESSED_TYPES)
 
 
 def _check_bearer_session(records: Sequence[databroker_pb2.Record]) -> None:

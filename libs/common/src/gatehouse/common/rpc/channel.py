@@ -4,13 +4,17 @@ Design D7. Names are resolved again and again (`resolver.py`, `address_book.py`)
 a new gRPC channel over a literal list of addresses with round robin and client-side health
 checking, which takes over once it is connected. Calls under way stay on the old channel, which is
 let go when they have ended. Every call carries the service's credentials.
+
+A connection whose other end is frozen looks sound: its kernel takes everything, and gRPC puts its
+keepalive question off as long as calls are sent (seen with 1.85). So calls that get no answer in
+time make this connect anew to every address; the frozen one is then left out until it answers.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import grpc
 import grpc.aio
@@ -21,7 +25,7 @@ from gatehouse.common.observability.logging import get_logger
 from gatehouse.common.rpc.address_book import AddressBook, Answer, refresh_delay_s
 from gatehouse.common.rpc.credentials import ServiceCredentials
 from gatehouse.common.rpc.facade import FacadeChannel, Picked
-from gatehouse.common.rpc.resolver import Resolver
+from gatehouse.common.rpc.resolver import Resolution, Resolver
 from gatehouse.common.rpc.service_config import channel_options
 from gatehouse.common.rpc.targets import (
     Address,
@@ -35,16 +39,33 @@ from gatehouse.common.rpc.targets import (
 from gatehouse.common.rpc.trust import roots_pem
 from gatehouse.common.runtime.supervise import wait_or_stop
 
+if TYPE_CHECKING:
+    from gatehouse.common.config.resolved import CertificatePair
+
 CONNECT_WAIT_S: Final = 10.0  # what a new channel gets to connect before it takes over anyway
 FAILING_REFRESH_S: Final = 1.0  # at least this between questions asked because nothing answers
+SILENT_CALLS: Final = 2  # so many calls without an answer in time
+SILENT_S: Final = 60.0  # within so long: connections are made anew
+RENEWAL_S: Final = 10.0  # but not more often than this
+RECOVERY_POLL_S: Final = 0.1  # how soon it is seen that an address answers again
+SYSTEM: Final = Resolution()  # as this machine resolves names
 
 
 class _Pool:
     """One group's gRPC channels: the checked one, and one without health checks for bad times."""
 
-    def __init__(self, group: Group, health_service: str, ca_pem: bytes | None) -> None:
+    def __init__(
+        self,
+        group: Group,
+        health_service: str,
+        ca_pem: bytes | None,
+        client_certificate: CertificatePair | None,
+        generation: int,
+    ) -> None:
         self.group = group
+        self._generation = generation
         self._ca_pem = ca_pem
+        self._client_certificate = client_certificate
         self.checked = Picked(self._open(health_service))
         self._unchecked: Picked | None = None
 
@@ -65,6 +86,11 @@ class _Pool:
         """No address is both reachable and SERVING."""
         return self.checked.state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
+    @property
+    def answering(self) -> bool:
+        """An address is both reachable and SERVING."""
+        return self.checked.state() is grpc.ChannelConnectivity.READY
+
     def channels(self) -> list[Picked]:
         """All that are open."""
         return [one for one in (self.checked, self._unchecked) if one is not None]
@@ -75,11 +101,17 @@ class _Pool:
             authority=self.group.authority,
             verify_name=key.verify_name,
             health_service=health_service,
+            generation=self._generation,
         )
         target = grpc_target(self.group)
         if key.scheme != "https":
             return grpc.aio.insecure_channel(target, options=options)
-        credentials = grpc.ssl_channel_credentials(root_certificates=roots_pem(self._ca_pem))
+        shown = self._client_certificate
+        credentials = grpc.ssl_channel_credentials(
+            root_certificates=roots_pem(self._ca_pem),
+            private_key=None if shown is None else shown.key_pem,
+            certificate_chain=None if shown is None else shown.certificate_pem,
+        )
         return grpc.aio.secure_channel(target, credentials, options=options)
 
 
@@ -99,13 +131,17 @@ class BalancedChannel:
         health_service: str,
         credentials: ServiceCredentials,
         ca_pem: bytes | None,
+        client_certificate: CertificatePair | None = None,
         override_name: str = "",
-        lookup_family: str = "",
+        resolution: Resolution = SYSTEM,
         clock: Clock,
         rng: Rng,
         resolver: Resolver | None = None,
     ) -> None:
-        """Raises InvalidArgumentError for a URL that cannot be used."""
+        """`client_certificate` is shown to servers that ask for one, over TLS.
+
+        Raises InvalidArgumentError for a URL that cannot be used.
+        """
         self._targets = tuple(parse_target(url) for url in dict.fromkeys(urls))
         if not self._targets:
             raise UnavailableError(f"no URL is set for {audience}", reason="no-url")
@@ -113,10 +149,12 @@ class BalancedChannel:
         self._health_service = health_service
         self._credentials = credentials
         self._ca_pem = ca_pem
+        self._client_certificate = client_certificate
         self._override_name = override_name
         self._clock = clock
         self._rng = rng
-        self._resolver = resolver or Resolver(lookup_family=lookup_family)
+        self._resolution = resolution
+        self._resolver = resolver or resolution.resolver()
         self._log = get_logger(credentials.subject)
         self._addresses: dict[Target, tuple[Address, ...]] = {
             target: (target.literal,) for target in self._targets if target.literal is not None
@@ -134,7 +172,12 @@ class BalancedChannel:
         self._refreshed_s = clock.monotonic_s()
         self._usable = asyncio.Event()  # there is at least one pool
         self._closed = False
-        self._facade = FacadeChannel(self._pick, lambda: credentials.metadata(audience))
+        self._generation = 0  # connections of different ones are never shared
+        self._silences: list[float] = []  # when calls went unanswered lately
+        self._renewed_s = clock.monotonic_s() - RENEWAL_S
+        self._facade = FacadeChannel(
+            self._pick, lambda: credentials.metadata(audience), audience, self._heed
+        )
         self._started = False
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -173,6 +216,20 @@ class BalancedChannel:
         except TimeoutError:
             raise self._unavailable() from None
         return self.channel()
+
+    async def wait_recovery(self, most_s: float) -> None:
+        """Sleep for `most_s`, or until an address answers again after none did meanwhile.
+
+        For who waits before trying again: what was away is found as soon as it is back.
+        """
+        until_s = self._clock.monotonic_s() + most_s
+        was_away = False
+        while (left_s := until_s - self._clock.monotonic_s()) > 0:
+            answering = any(pool.answering for pool in self._turns)
+            if was_away and answering:
+                return
+            was_away = was_away or not answering
+            await asyncio.sleep(min(left_s, RECOVERY_POLL_S))
 
     @property
     def addresses(self) -> tuple[Address, ...]:
@@ -217,6 +274,23 @@ class BalancedChannel:
             f"no address of {self._audience} is known yet ({names})", reason="unresolved"
         )
 
+    def _heed(self, code: grpc.StatusCode) -> None:
+        """A call has ended: connect anew when too many get no answer."""
+        if code is not grpc.StatusCode.DEADLINE_EXCEEDED or self._closed:
+            return
+        now_s = self._clock.monotonic_s()
+        recent = [at_s for at_s in self._silences if now_s - at_s < SILENT_S]
+        self._silences = [*recent, now_s][-SILENT_CALLS:]
+        if len(self._silences) < SILENT_CALLS or now_s - self._renewed_s < RENEWAL_S:
+            return
+        self._silences, self._renewed_s = [], now_s
+        self._generation += 1
+        for key, old in self._pools.items():
+            self._pools[key] = self._new_pool(old.group)
+            self._retire(old)
+        self._publish()
+        self._log.warning("calls get no answer: connecting anew", audience=self._audience)
+
     # -- resolving
 
     async def _follow(self, target: Target, wake: asyncio.Event, stop: asyncio.Event) -> None:
@@ -239,7 +313,13 @@ class BalancedChannel:
                 if book.learn(answer):
                     self._addresses[target] = book.addresses
                     self._wanted.set()
-            delay_s = refresh_delay_s(answer, known=bool(book.addresses), rng=self._rng)
+            delay_s = refresh_delay_s(
+                answer,
+                known=bool(book.addresses),
+                rng=self._rng,
+                refresh_s=self._resolution.refresh_s,
+                failure_s=self._resolution.failure_refresh_s,
+            )
             await wait_or_stop(wake, delay_s)
 
     # -- swapping
@@ -257,7 +337,9 @@ class BalancedChannel:
         return group_targets(self._targets, self._addresses, self._override_name)
 
     def _new_pool(self, group: Group) -> _Pool:
-        return _Pool(group, self._health_service, self._ca_pem)
+        return _Pool(
+            group, self._health_service, self._ca_pem, self._client_certificate, self._generation
+        )
 
     async def _rebuild_on_change(self) -> None:
         while True:

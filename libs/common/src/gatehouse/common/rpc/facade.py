@@ -7,11 +7,16 @@ would, at a fraction of their cost per call, and with plain call objects.
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import grpc
 import grpc.aio
+
+from gatehouse.common.observability.metrics import GRPC_CLIENT
+from gatehouse.common.observability.tracing import outgoing
 
 Pairs = Sequence[tuple[str, str | bytes]]
 
@@ -67,6 +72,8 @@ class _Method:
         self._method = method
         self._serializers = serializers
         self._key = (kind, method, *serializers)
+        service, _, name = method.lstrip("/").partition("/")
+        self._labels = (facade.audience, service, name)
 
     def __call__(
         self, *request: Any, metadata: Pairs | grpc.aio.Metadata | None = None, **options: Any
@@ -77,18 +84,51 @@ class _Method:
             make = getattr(picked.channel, self._kind)
             call_method = make(self._method, *self._serializers)
             picked.callables[self._key] = call_method
-        merged = (*self._facade.credentials(), *(tuple(metadata) if metadata else ()))
+        merged = (
+            *self._facade.credentials(),
+            *outgoing(),
+            *(tuple(metadata) if metadata else ()),
+        )
         call = call_method(*request, metadata=merged, **options)
         picked.began(call)
+        call.add_done_callback(
+            functools.partial(_count, self._labels, time.monotonic(), self._facade.ended)
+        )
         return call
 
 
+def _count(
+    labels: tuple[str, str, str],
+    started_s: float,
+    ended: Callable[[grpc.StatusCode], None],
+    call: Any,
+) -> None:
+    """Count a call that is done: its status is there, so that asking for it does not wait."""
+    asked = call.code()
+    try:
+        asked.send(None)
+    except StopIteration as answer:
+        GRPC_CLIENT.observe((*labels, answer.value.name), time.monotonic() - started_s)
+        ended(answer.value)
+    finally:
+        asked.close()
+
+
 class FacadeChannel(grpc.aio.Channel):
-    """The channel that services see."""
+    """The channel that services see.
+
+    `audience` names the service that it leads to; `ended` hears of every call's status.
+    """
 
     def __init__(
-        self, pick: Callable[[], Picked], credentials: Callable[[], tuple[tuple[str, str], ...]]
+        self,
+        pick: Callable[[], Picked],
+        credentials: Callable[[], tuple[tuple[str, str], ...]],
+        audience: str,
+        ended: Callable[[grpc.StatusCode], None] = lambda _code: None,
     ) -> None:
+        self.audience = audience
+        self.ended = ended
         self.pick = pick
         self.credentials = credentials
 

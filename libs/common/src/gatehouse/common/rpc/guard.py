@@ -19,6 +19,8 @@ import grpc.aio
 from gatehouse.common.clock import Clock
 from gatehouse.common.errors import GatehouseError, UnauthenticatedError, UnavailableError
 from gatehouse.common.observability.logging import get_logger
+from gatehouse.common.observability.metrics import GRPC_SERVER
+from gatehouse.common.observability.tracing import answering
 from gatehouse.common.rpc import allow_list
 from gatehouse.common.rpc.credentials import Secrets, VerifiedTokens, verify_call
 from gatehouse.common.rpc.status import to_grpc, trailing_metadata
@@ -28,10 +30,13 @@ HEALTH_SERVICE: Final = "grpc.health.v1.Health"
 # What `aud` in gatehouse-jwt must say, by gRPC package. Others take either.
 _AUDIENCES: Final = {
     "databroker": ("databroker",),
+    "gatehouse.databroker": ("databroker",),
     "registry": ("databroker",),
     "envoy.service.auth.v3": ("authorize",),
+    "gatehouse.authorize.v1": ("authorize",),
 }
 _ANY_AUDIENCE: Final = ("databroker", "authorize")
+_STATUS_NAMES: Final[dict[object, str]] = {code.value[0]: code.name for code in grpc.StatusCode}
 _REFUSAL_LOG_INTERVAL_S: Final = 10.0
 WRAPPED_KEPT: Final = 512
 
@@ -77,6 +82,8 @@ class Guard(grpc.aio.ServerInterceptor):
                 subject = self._authorize(method, service, handler_call_details)
             except GatehouseError as error:
                 # Unknown methods get the same answer, so that nothing can be mapped from outside.
+                if handler is not None:
+                    GRPC_SERVER.observe((*_names(method), to_grpc(error)[0].name), 0.0)
                 return _refusing(error, handler)
         if handler is None:
             return None
@@ -92,8 +99,7 @@ class Guard(grpc.aio.ServerInterceptor):
                 self._clock.now_s(),
                 self._verified,
             )
-            if caller.subject is not None:
-                allow_list.check_method(caller.subject, method)
+            allow_list.check_caller(caller.subject, method)
         except GatehouseError as error:
             self._log_refusal(method, error)
             raise
@@ -142,20 +148,33 @@ class Guard(grpc.aio.ServerInterceptor):
         return made
 
     def _guard_unary(self, inner: Any, method: str, subject: str | None) -> Any:
+        names = _names(method)
+        monotonic_s = self._clock.monotonic_s
+
         async def unary(request: Any, context: Context) -> Any:
-            try:
-                if subject is not None:
-                    allow_list.check_request(subject, request)
-                result = inner(request, context)
-                return await result if inspect.isawaitable(result) else result
-            except Exception as error:  # noqa: BLE001  # the last net before the wire
-                await _abort(context, error, method)
+            with answering(*names, context.invocation_metadata) as told:
+                started_s, status, answer = monotonic_s(), "CANCELLED", None
+                try:
+                    if subject is not None:
+                        allow_list.check_request(subject, request)
+                    result = inner(request, context)
+                    answer = await result if inspect.isawaitable(result) else result
+                    status = "OK"
+                except Exception as error:  # noqa: BLE001  # the last net before the wire
+                    status = _status_of(error, context)
+                    await _abort(context, error, method)
+                finally:
+                    told(status)
+                    GRPC_SERVER.observe(
+                        (*names, status), monotonic_s() - started_s, _size(request), _size(answer)
+                    )
+                return answer
 
         return unary
 
     def _guard_stream(self, inner: Any, method: str, subject: str | None) -> Any:
         async def generated(request: Any, context: Context) -> AsyncIterator[Any]:
-            with self._tracked(method):
+            with self._tracked(method, context):
                 try:
                     self._check_stream(subject, request)
                     async with contextlib.aclosing(inner(request, context)) as messages:
@@ -168,7 +187,7 @@ class Guard(grpc.aio.ServerInterceptor):
                     await _abort(context, error, method)
 
         async def written(request: Any, context: Context) -> None:
-            with self._tracked(method):
+            with self._tracked(method, context):
                 try:
                     self._check_stream(subject, request)
                     await inner(request, context)
@@ -196,18 +215,46 @@ class Guard(grpc.aio.ServerInterceptor):
             await context.abort(code, message, trailing_metadata(error))
 
     @contextlib.contextmanager
-    def _tracked(self, method: str) -> Iterator[None]:
-        """While a stream is served, `end_streams` knows its task."""
+    def _tracked(self, method: str, context: Context) -> Iterator[None]:
+        """While a stream is served, `end_streams` knows its task; then it is counted."""
         task = asyncio.current_task()
         assert task is not None
         if method.startswith(f"/{HEALTH_SERVICE}/"):
             yield
             return
         self._streams.add(task)
+        started_s, status = self._clock.monotonic_s(), "CANCELLED"
         try:
             yield
+            status = "OK"
+        except Exception as error:
+            status = _status_of(error, context)
+            raise
         finally:
             self._streams.discard(task)
+            duration_s = self._clock.monotonic_s() - started_s
+            GRPC_SERVER.observe((*_names(method), status), duration_s)
+
+
+def _names(method: str) -> tuple[str, str]:
+    """Service and method of `/service/method`."""
+    service, _, name = method.lstrip("/").partition("/")
+    return service, name
+
+
+def _size(message: Any) -> int | None:
+    """Bytes on the wire; None for what is no message."""
+    measure = getattr(message, "ByteSize", None)
+    return None if measure is None else int(measure())
+
+
+def _status_of(error: Exception, context: Context) -> str:
+    """The name of the status that the caller gets."""
+    if isinstance(error, grpc.aio.AbortError):
+        code: object = context.code()  # a number, whatever its type says
+        return code.name if isinstance(code, grpc.StatusCode) else _STATUS_NAMES[code]
+    error = _first_of_group(error)
+    return to_grpc(error)[0].name if isinstance(error, GatehouseError) else "INTERNAL"
 
 
 def _refusing(error: GatehouseError, handler: Handler | None) -> Handler:

@@ -11,10 +11,12 @@ import asyncio
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import dns.asyncresolver
 import dns.exception
+import dns.message
+import dns.nameserver
 import dns.rdatatype
 import dns.resolver
 
@@ -22,7 +24,10 @@ from gatehouse.common.errors import UnavailableError
 from gatehouse.common.rpc.address_book import REFRESH_CAP_S, Answer
 from gatehouse.common.rpc.targets import Address
 
+_TCP: Final = True  # for dnspython: no answer over UDP
 QUERY_TIMEOUT_S: Final = 5.0
+TRY_TIMEOUT_S: Final = 2.0  # of which one server gets this much at a time
+MAX_QUERY_TIMEOUT_S: Final = 30.0  # whatever is configured
 HOSTS_FILE: Final = Path("/etc/hosts")
 HOSTS_LIMIT: Final = 1024 * 1024  # bytes read of the hosts file
 
@@ -36,6 +41,54 @@ class NameServer:
 
     ip: str
     port: int = 53
+    tcp: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """How names are resolved: the `dns_*` keys. None: as is customary here.
+
+    Each question has a socket of its own, so `dns_udp_max_queries` has nothing to bound.
+    """
+
+    lookup_family: str = ""
+    nameservers: tuple[NameServer, ...] = ()  # none: those of the system
+    use_tcp: bool = False
+    try_s: float | None = None  # dns_query_timeout
+    tries: int | None = None  # dns_query_tries
+    refresh_s: float | None = None  # dns_refresh_rate: asked again at least so often
+    failure_refresh_s: float | None = None  # dns_failure_refresh_rate
+
+    def resolver(self) -> Resolver:
+        """What asks that way."""
+        try_s = self.try_s or TRY_TIMEOUT_S
+        timeout_s = try_s * self.tries if self.tries else max(QUERY_TIMEOUT_S, try_s)
+        return Resolver(
+            lookup_family=self.lookup_family,
+            nameservers=self.nameservers,
+            timeout_s=min(timeout_s, MAX_QUERY_TIMEOUT_S),
+            try_s=try_s,
+            use_tcp=self.use_tcp,
+        )
+
+
+class _OverTCP(dns.nameserver.Do53Nameserver):
+    """A server that is asked over TCP alone."""
+
+    async def async_query(
+        self,
+        request: dns.message.QueryMessage,
+        timeout: float,  # noqa: ASYNC109  # dnspython's own signature
+        source: str | None,
+        source_port: int,
+        max_size: bool,
+        *more: Any,
+        **options: Any,
+    ) -> dns.message.Message:
+        del max_size  # set, it means TCP
+        return await super().async_query(
+            request, timeout, source, source_port, _TCP, *more, **options
+        )
 
 
 class Resolver:
@@ -47,6 +100,7 @@ class Resolver:
         lookup_family: str = "",
         nameservers: tuple[NameServer, ...] = (),
         timeout_s: float = QUERY_TIMEOUT_S,
+        try_s: float = TRY_TIMEOUT_S,
         use_tcp: bool = False,
         hosts_file: Path = HOSTS_FILE,
     ) -> None:
@@ -54,6 +108,7 @@ class Resolver:
         self._family = lookup_family or "ALL"
         self._nameservers = nameservers
         self._timeout_s = timeout_s
+        self._try_s = try_s
         self._use_tcp = use_tcp
         self._hosts_file = hosts_file
 
@@ -81,8 +136,10 @@ class Resolver:
     def _resolver(self) -> dns.asyncresolver.Resolver:
         if self._nameservers:
             resolver = dns.asyncresolver.Resolver(configure=False)
-            resolver.nameservers = [server.ip for server in self._nameservers]
-            resolver.nameserver_ports = {server.ip: server.port for server in self._nameservers}
+            resolver.nameservers = [
+                (_OverTCP if server.tcp else dns.nameserver.Do53Nameserver)(server.ip, server.port)
+                for server in self._nameservers
+            ]
         else:
             try:
                 resolver = dns.asyncresolver.Resolver()
@@ -91,7 +148,7 @@ class Resolver:
                     "the system names no DNS server (/etc/resolv.conf)", reason="dns"
                 ) from error
         resolver.lifetime = self._timeout_s
-        resolver.timeout = min(2.0, self._timeout_s)
+        resolver.timeout = min(self._try_s, self._timeout_s)
         return resolver
 
     async def _ask(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 import grpc.aio
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from grpc_reflection.v1alpha._async import ReflectionServicer
@@ -25,16 +27,25 @@ from gatehouse.common.jose.hs256 import MIN_KEY_BYTES
 from gatehouse.common.observability.logging import get_logger
 from gatehouse.common.rpc.credentials import Secrets
 from gatehouse.common.rpc.guard import Guard
+from gatehouse.common.rpc.health_notifier import HealthNotifierServicer
 from gatehouse.common.rpc.health_servicer import HealthServicer
 from gatehouse.common.runtime.health import HealthRegistry
 from gatehouse.common.runtime.listening import listen_error
+from gatehouse.pb.health_pb2_grpc import add_HealthNotifierServicer_to_server
 
 if TYPE_CHECKING:
     from gatehouse.common.config.resolved import CertificatePair, ListenAddress
 
 RECEIVE_LIMIT: Final = 4 * 1024 * 1024  # bytes of one request message
 SEND_LIMIT: Final = 16 * 1024 * 1024  # bytes of one response message (SyncLatest chunks)
-STREAMS_PER_CONNECTION: Final = 100
+# gRPC refuses streams once so many have been begun and not yet let go, and in Python they are let
+# go late: with 100, as is customary, 64 callers that are answered together (a group commit) have
+# their next calls refused (seen with 1.85).
+STREAMS_PER_CONNECTION: Final = 1_000
+# On a port that several processes share the kernel deals out connections, not calls: few calls on
+# each and a short life keep the processes evenly busy.
+STREAMS_PER_SHARED_CONNECTION: Final = 16
+SHARED_CONNECTION_AGE_S: Final = 60.0
 CALLS_LIMIT: Final = 10_000  # calls under way in the whole server
 AGE_GRACE_S: Final = 60.0  # what a connection's calls get once its age is up
 STREAM_COURTESY_S: Final = 1.0  # what streams get to end by themselves on a stop
@@ -42,11 +53,27 @@ STREAM_COURTESY_S: Final = 1.0  # what streams get to end by themselves on a sto
 _log = get_logger("grpc")
 
 
-def _options(max_connection_age_s: float | None) -> list[tuple[str, int]]:
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for what gRPC says, with a traceback, of a caller that went away during its call.
+
+    Whether it notices the end before it fails to write is a race, mostly while servers stop.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, cygrpc.ExecuteBatchError | asyncio.CancelledError)
+
+
+def _options(
+    max_connection_age_s: float | None, age_grace_s: float, *, shares_port: bool
+) -> list[tuple[str, int]]:
+    if shares_port:
+        max_connection_age_s = SHARED_CONNECTION_AGE_S
     options = [
         ("grpc.max_receive_message_length", RECEIVE_LIMIT),
         ("grpc.max_send_message_length", SEND_LIMIT),
-        ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
+        (
+            "grpc.max_concurrent_streams",
+            STREAMS_PER_SHARED_CONNECTION if shares_port else STREAMS_PER_CONNECTION,
+        ),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),
@@ -54,13 +81,13 @@ def _options(max_connection_age_s: float | None) -> list[tuple[str, int]]:
         ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
         ("grpc.http2.max_pings_without_data", 0),
         # Two servers on one port would share it silently; an address in use must be noticed.
-        ("grpc.so_reuseport", 0),
+        ("grpc.so_reuseport", int(shares_port)),
         ("grpc.max_metadata_size", 64 * 1024),
     ]
     if max_connection_age_s is not None:
         options += [  # gRPC itself spreads the age by 10 % to either side
             ("grpc.max_connection_age_ms", int(max_connection_age_s * 1000)),
-            ("grpc.max_connection_age_grace_ms", int(AGE_GRACE_S * 1000)),
+            ("grpc.max_connection_age_grace_ms", int(age_grace_s * 1000)),
         ]
     return options
 
@@ -79,18 +106,27 @@ class GrpcServer:
         clock: Clock,
         *,
         max_connection_age_s: float | None = None,
+        age_grace_s: float = AGE_GRACE_S,
+        shares_port: bool = False,
     ) -> None:
+        """`age_grace_s`: what calls get on a connection that has reached its age.
+
+        `shares_port`: processes that this one starts listen on the same address.
+        """
+        logging.getLogger(cygrpc.__name__).addFilter(_is_news)
         self._secrets = secrets
         self._guard = Guard(secrets, clock)
         self._health_servicer = HealthServicer(health)
         self._real = grpc.aio.server(
             interceptors=[self._guard],
-            options=_options(max_connection_age_s),
+            options=_options(max_connection_age_s, age_grace_s, shares_port=shares_port),
             maximum_concurrent_rpcs=CALLS_LIMIT,
         )
         self._registrar = _Registrar(self._real)
         health_pb2_grpc.add_HealthServicer_to_server(self._health_servicer, self._registrar)
+        add_HealthNotifierServicer_to_server(HealthNotifierServicer(health), self._registrar)
         self._certificates: tuple[CertificatePair, ...] = ()
+        self._client_ca_pem: bytes | None = None
         self._socket: Path | None = None
         self._started = False
 
@@ -99,20 +135,35 @@ class GrpcServer:
         """Where services add their handlers, before `start`."""
         return self._registrar
 
+    @property
+    def has_tls(self) -> bool:
+        """True once it listens on TCP with certificates."""
+        return bool(self._certificates)
+
     async def start(
         self,
         *,
         unix_socket: Path | None,
         address: ListenAddress | None,
         certificates: tuple[CertificatePair, ...] = (),
+        client_ca_pem: bytes | None = None,
         require_address: bool = True,
+        joins: bool = False,
     ) -> int:
         """Listen, and return the TCP port bound (0 without one).
 
-        Certificates are for TCP; none means plaintext there. Raises FailedPreconditionError
-        without a shared secret, and OSError when an address cannot be had; without
-        `require_address` that is a warning as long as there is a Unix socket.
+        Certificates are for TCP; none means plaintext there. With `client_ca_pem` whoever connects
+        over TCP must show a certificate of these authorities that is made for clients. Raises
+        FailedPreconditionError without a shared secret, and OSError when an address cannot be had;
+        without `require_address` that is a warning as long as there is a Unix socket. `joins`: the
+        process that started this one listens on the address already.
         """
+        if client_ca_pem is not None and address is not None and not certificates:
+            raise FailedPreconditionError(
+                "the gRPC server cannot ask for client certificates without TLS; "
+                "set grpc_insecure: false",
+                reason="client-certificates-without-tls",
+            )
         secrets = self._secrets()
         if not secrets or any(len(secret) < MIN_KEY_BYTES for secret in secrets):
             raise FailedPreconditionError(
@@ -125,7 +176,9 @@ class GrpcServer:
         port = 0
         if address is not None:
             try:
-                port = self._listen(address, certificates)
+                if not joins:
+                    _probe(address)
+                port = self._listen(address, certificates, client_ca_pem)
             except OSError as error:
                 if require_address or unix_socket is None:
                     raise
@@ -137,10 +190,17 @@ class GrpcServer:
         self._started = True
         return port
 
-    def replace_certificates(self, certificates: tuple[CertificatePair, ...]) -> None:
-        """Use other certificates from the next handshake on; only where TLS was on at `start`."""
+    def replace_certificates(
+        self, certificates: tuple[CertificatePair, ...], client_ca_pem: bytes | None = None
+    ) -> None:
+        """Use other certificates and client authorities from the next handshake on.
+
+        Only where TLS was on at `start`, and clients are asked for certificates if they were then.
+        Connections there are go on.
+        """
         assert bool(certificates) == bool(self._certificates)
-        self._certificates = certificates
+        assert (client_ca_pem is None) == (self._client_ca_pem is None)
+        self._certificates, self._client_ca_pem = certificates, client_ca_pem
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, end the streams, and wait at most `grace_s` for calls under way.
@@ -159,13 +219,17 @@ class GrpcServer:
         if self._socket is not None:
             self._socket.unlink(missing_ok=True)
 
-    def _listen(self, address: ListenAddress, certificates: tuple[CertificatePair, ...]) -> int:
+    def _listen(
+        self,
+        address: ListenAddress,
+        certificates: tuple[CertificatePair, ...],
+        client_ca_pem: bytes | None,
+    ) -> int:
         where = f"[{address.host or '::'}]" if ":" in (address.host or "::") else address.host
         target = f"{where}:{address.port}"
-        _probe(address)
         try:
             if certificates:
-                self._certificates = certificates
+                self._certificates, self._client_ca_pem = certificates, client_ca_pem
                 return self._real.add_secure_port(target, self._tls())
             return self._real.add_insecure_port(target)
         except RuntimeError as error:
@@ -181,19 +245,20 @@ class GrpcServer:
 
     def _tls(self) -> grpc.ServerCredentials:
         """Credentials that follow `replace_certificates`; gRPC picks the pair by server name."""
-        in_use: tuple[CertificatePair, ...] | None = None
+        in_use: tuple[tuple[CertificatePair, ...], bytes | None] | None = None
 
         def fetch() -> grpc.ServerCertificateConfiguration | None:
             nonlocal in_use
-            if in_use is self._certificates:
+            wanted = self._certificates, self._client_ca_pem
+            if in_use == wanted:
                 return None
-            in_use = self._certificates
-            return _configuration(in_use)
+            in_use = wanted
+            return _configuration(*wanted)
 
         return grpc.dynamic_ssl_server_credentials(
-            _configuration(self._certificates),
+            _configuration(self._certificates, self._client_ca_pem),
             fetch,  # type: ignore[arg-type]  # grpc takes None for "as before"
-            require_client_authentication=False,
+            require_client_authentication=self._client_ca_pem is not None,
         )
 
     def _add_reflection(self) -> None:
@@ -244,10 +309,11 @@ class _Registrar(grpc.aio.Server):
 
 
 def _configuration(
-    certificates: tuple[CertificatePair, ...],
+    certificates: tuple[CertificatePair, ...], client_ca_pem: bytes | None
 ) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration(
-        [(pair.key_pem, pair.certificate_pem) for pair in certificates]
+        [(pair.key_pem, pair.certificate_pem) for pair in certificates],
+        root_certificates=client_ca_pem,
     )
 
 

@@ -19,8 +19,14 @@ RETRIED: Final = (
     ("databroker.DataBrokerService", "RenewLease"),
     ("databroker.DataBrokerService", "ServerInfo"),
     ("databroker.CheckpointService", "GetCheckpoint"),
+    ("gatehouse.databroker.Admin", "Status"),
     ("envoy.service.auth.v3.Authorization", "Check"),
+    ("gatehouse.authorize.v1.PortalService", "OpenRoutes"),
 )
+KEEPALIVE_S: Final = 60.0  # a connection silent for so long is asked for a sign of life
+# What the peer gets for that; also for how long the kernel repeats what is not acknowledged
+# (TCP_USER_TIMEOUT): after it a machine that is gone costs no further call.
+KEEPALIVE_TIMEOUT_S: Final = 5.0
 RECEIVE_LIMIT: Final = 16 * 1024 * 1024  # bytes of one response message (SyncLatest chunks)
 
 
@@ -36,7 +42,8 @@ def service_config(health_service: str | None) -> str:
                     "initialBackoff": "0.02s",
                     "maxBackoff": "0.1s",
                     "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
+                    # CANCELLED: a server that stops drops what it received and had not begun.
+                    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
                 },
             }
         ],
@@ -47,18 +54,23 @@ def service_config(health_service: str | None) -> str:
 
 
 def channel_options(
-    *, authority: str, verify_name: str, health_service: str | None
+    *,
+    authority: str,
+    verify_name: str,
+    health_service: str | None,
+    generation: int = 0,
 ) -> list[tuple[str, int | str]]:
-    """Arguments of one channel."""
+    """Arguments of one channel. Those of another generation share no connection with it."""
     options: list[tuple[str, int | str]] = [
+        ("gatehouse.generation", generation),
         ("grpc.service_config", service_config(health_service)),
         ("grpc.service_config_disable_resolution", 1),
         ("grpc.enable_retries", 1),
         ("grpc.default_authority", authority),
         ("grpc.max_receive_message_length", RECEIVE_LIMIT),
         ("grpc.max_send_message_length", -1),  # the server says what is too large
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_time_ms", round(KEEPALIVE_S * 1000)),
+        ("grpc.keepalive_timeout_ms", round(KEEPALIVE_TIMEOUT_S * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 500),

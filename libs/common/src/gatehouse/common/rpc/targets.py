@@ -112,8 +112,10 @@ def group_targets(
 ) -> tuple[Group, ...]:
     """The channels needed now. A group without an address is left out.
 
-    `override_name`, when given, is the name every TLS server must prove, whatever its URL says.
+    `override_name`, when given, is the name every TLS server must prove, whatever its URL says. For
+    one with a star it is a name under it, which only a certificate with that star proves.
     """
+    override_name = override_name.replace("*", "example")
     merged: dict[GroupKey, tuple[str, set[Address]]] = {}
     for target in targets:
         found = addresses.get(target, ())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +12,8 @@ import grpc.aio
 
 from gatehouse.common.clock import Clock, Rng
 from gatehouse.common.config.hub import ConfigHub
+from gatehouse.common.observability.metrics_page import MetricsSources
+from gatehouse.common.observability.otlp import SpanForwarder
 from gatehouse.common.runtime.health import HealthRegistry
 
 
@@ -25,11 +27,20 @@ class ProcessContext:
     rng: Rng
     run_dir: Path
     grace_s: float  # from the stop signal to the end, at the latest
+    delay_s: float = 0.0  # from the stop signal on, everything is served as before
+    metrics: MetricsSources = field(default_factory=MetricsSources)
+    spans: SpanForwarder = field(default_factory=SpanForwarder)
+    worker: int = 0  # 0: the process itself; else one of the authorize workers that it started
 
     @property
     def grpc_socket(self) -> Path:
         """The process's own gRPC server, for its own services and for Envoy beside it."""
         return self.run_dir / "grpc.sock"
+
+    @property
+    def own_grpc_socket(self) -> Path:
+        """Where this process or worker serves gRPC itself."""
+        return authorize_sockets(self.run_dir, self.worker + 1)[-1]
 
     @property
     def xds_socket(self) -> Path:
@@ -47,9 +58,20 @@ class ProcessContext:
         return self.run_dir / "authenticate-http.sock"
 
     @property
+    def metrics_socket(self) -> Path:
+        """This process's metrics, behind Envoy's metrics listener."""
+        return self.run_dir / "metrics.sock"
+
+    @property
     def envoy_admin_socket(self) -> Path:
         """Envoy's admin interface."""
         return self.run_dir / "envoy-admin.sock"
+
+
+def authorize_sockets(run_dir: Path, workers: int) -> tuple[Path, ...]:
+    """Where `workers` authorize workers answer, the first of them being the process itself."""
+    more = (run_dir / f"grpc-worker-{number}.sock" for number in range(1, workers))
+    return (run_dir / "grpc.sock", *more)
 
 
 class Service(Protocol):
@@ -71,6 +93,7 @@ class Service(Protocol):
     async def drain(self) -> None:
         """Finish user traffic before `stop` is set; the other services still answer meanwhile.
 
-        Only proxy has something to drain (Envoy); the others return at once.
+        Only proxy has something to drain (Envoy), for at least the context's `delay_s`; the others
+        return at once.
         """
         ...

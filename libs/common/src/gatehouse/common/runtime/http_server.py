@@ -25,6 +25,7 @@ from gatehouse.common.errors import InvalidArgumentError
 from gatehouse.common.observability.logging import get_logger
 from gatehouse.common.runtime.asgi_limits import App, LimitedApp
 from gatehouse.common.runtime.listening import listen_error
+from gatehouse.common.runtime.measured_app import MeasuredApp
 
 if TYPE_CHECKING:
     from gatehouse.common.config.resolved import CertificatePair, ListenAddress
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 MAX_BODY_BYTES: Final = 1024 * 1024
 HEADER_BYTES: Final = 64 * 1024  # all headers of a request together
 IDLE_TIMEOUT_S: Final = 60.0  # between requests, and for a request's headers to arrive
-READ_TIMEOUT_S: Final = 60  # between two pieces of a request
+# Envoy beside us keeps idle connections for an hour. If we closed them, a request that it sends at
+# that moment would be lost.
+ENVOY_IDLE_TIMEOUT_S: Final = 2 * 3600.0
 HANDSHAKE_TIMEOUT_S: Final = 10.0
 REQUEST_TIMEOUT_S: Final = 60.0
 STREAMS_PER_CONNECTION: Final = 100
@@ -47,29 +50,20 @@ async def serve_http(
     stop: asyncio.Event,
     unix_socket: Path | None = None,
     address: ListenAddress | None = None,
-    certificates: tuple[CertificatePair, ...] = (),
-    key_dir: Path | None = None,
+    tls: ServerTls | None = None,
     ready: Callable[[], None] | None = None,
     bound: Callable[[int], None] | None = None,
     grace_s: float = 5.0,
     max_body_bytes: int = MAX_BODY_BYTES,
     request_timeout_s: float = REQUEST_TIMEOUT_S,
-    http2: bool = True,
 ) -> None:
     """Serve `app` until `stop`, then finish open requests within `grace_s` seconds and return.
 
-    Exactly one of `unix_socket` and `address` is given. `certificates` turn TLS on for an address
-    (chosen by server name, the first otherwise); OpenSSL reads keys from files only, so they are
-    written to `key_dir` (mode 0700) for a moment. `bound` gets the TCP port, then `ready` is
-    called, once connections are accepted. Raises OSError when the address cannot be had,
-    InvalidArgumentError for certificates that do not load.
+    Exactly one of `unix_socket` and `address` is given; `tls` is for an address. `bound` gets the
+    TCP port, then `ready` is called, once connections are accepted. Raises OSError when the address
+    cannot be had.
     """
     assert (unix_socket is None) != (address is None)
-    contexts: tuple[ssl.SSLContext, ...] = ()
-    if certificates:
-        assert key_dir is not None
-        contexts = tuple(tls_context(pair, key_dir, http2=http2) for pair in certificates)
-        _choose_by_name(contexts, certificates)
     with contextlib.ExitStack() as stack:
         if unix_socket is not None:
             listener = _unix_listener(unix_socket)
@@ -78,7 +72,9 @@ async def serve_http(
             assert address is not None
             listener = _tcp_listener(address)
         stack.callback(listener.close)
-        config = _config(listener, contexts[0] if contexts else None, grace_s)
+        config = server_config(listener, None if tls is None else tls.context, grace_s)
+        if unix_socket is not None:
+            config.keep_alive_timeout = ENVOY_IDLE_TIMEOUT_S
         limited = LimitedApp(
             app,
             max_header_bytes=HEADER_BYTES,
@@ -95,7 +91,9 @@ async def serve_http(
                 ready()
             await stop.wait()
 
-        await _serve_within(grace_s, stop, limited, config, until_stop)
+        where = f"{address.host}:{address.port}" if address is not None else ""
+        name = where if unix_socket is None else unix_socket.stem
+        await _serve_within(grace_s, stop, MeasuredApp(limited, name), config, until_stop)
 
 
 async def _serve_within(
@@ -137,7 +135,8 @@ class _Config(Config):
         return Sockets([], [self.gatehouse_socket], [])
 
 
-def _config(listener: socket.socket, tls: ssl.SSLContext | None, grace_s: float) -> Config:
+def server_config(listener: socket.socket, tls: ssl.SSLContext | None, grace_s: float) -> Config:
+    """Hypercorn's settings for a listening socket."""
     config = _Config()
     config.gatehouse_socket = listener
     config.gatehouse_tls = tls
@@ -150,7 +149,10 @@ def _config(listener: socket.socket, tls: ssl.SSLContext | None, grace_s: float)
     config.h2_max_header_list_size = HEADER_BYTES
     config.h2_max_concurrent_streams = STREAMS_PER_CONNECTION
     config.keep_alive_timeout = IDLE_TIMEOUT_S
-    config.read_timeout = READ_TIMEOUT_S
+    config.keep_alive_max_requests = 2**31  # over HTTP/2 its end cuts the requests under way
+    # After it Hypercorn stops reading and leaves the connection open: a request on it would hang.
+    # Idle connections and slow requests have their own ends.
+    config.read_timeout = None
     config.ssl_handshake_timeout = HANDSHAKE_TIMEOUT_S
     config.graceful_timeout = grace_s
     config.shutdown_timeout = max(grace_s, 1.0)
@@ -240,6 +242,66 @@ def _nonblocking(listener: socket.socket) -> socket.socket:
 # -- TLS
 
 
+class ServerTls:
+    """The certificates of a listener: chosen by server name, the first otherwise.
+
+    Others may take their place while it serves, from the next handshake on. OpenSSL reads keys from
+    files only, so they are written to `key_dir` (mode 0700) for a moment. With `client_ca_pem`
+    clients must show a certificate that it signed. Raises InvalidArgumentError for certificates
+    that do not load.
+    """
+
+    def __init__(
+        self,
+        certificates: tuple[CertificatePair, ...],
+        key_dir: Path,
+        *,
+        client_ca_pem: bytes | None = None,
+        http2: bool = True,
+    ) -> None:
+        assert certificates
+        self._key_dir = key_dir
+        self._client_ca_pem = client_ca_pem
+        self._http2 = http2
+        self._chosen = self._loaded(certificates)
+        # What the server is given; every handshake goes on with one of those chosen from.
+        self.context = self._context(certificates[0])
+        self.context.sni_callback = self._choose
+
+    def prepare(self, certificates: tuple[CertificatePair, ...]) -> Callable[[], None]:
+        """Load these; what is returned puts them in the place of all others."""
+        loaded = self._loaded(certificates)
+
+        def replace() -> None:
+            self._chosen = loaded
+
+        return replace
+
+    def _loaded(self, certificates: tuple[CertificatePair, ...]) -> dict[str, ssl.SSLContext]:
+        """A context for each name, and under "" that of the first certificate."""
+        by_name: dict[str, ssl.SSLContext] = {}
+        for pair in certificates:
+            context = self._context(pair)
+            for name in ("", *certificate_names(pair)):
+                by_name.setdefault(name, context)
+        return by_name
+
+    def _context(self, pair: CertificatePair) -> ssl.SSLContext:
+        context = tls_context(pair, self._key_dir, http2=self._http2)
+        if self._client_ca_pem is not None:
+            context.load_verify_locations(cadata=self._client_ca_pem.decode("ascii"))
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    def _choose(
+        self, connection: ssl.SSLObject, name: str | None, _context: ssl.SSLContext
+    ) -> None:
+        host = (name or "").lower().rstrip(".")
+        wildcard = "*." + host.partition(".")[2]
+        chosen = self._chosen
+        connection.context = chosen.get(host) or chosen.get(wildcard) or chosen[""]
+
+
 def tls_context(pair: CertificatePair, key_dir: Path, *, http2: bool = True) -> ssl.SSLContext:
     """A server context for one certificate. The key touches `key_dir` only while it is loaded."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -267,29 +329,6 @@ def tls_context(pair: CertificatePair, key_dir: Path, *, http2: bool = True) -> 
 def _no_password() -> bytes:
     """An encrypted key must fail instead of asking on the terminal."""
     raise ValueError("the private key is encrypted")
-
-
-def _choose_by_name(
-    contexts: tuple[ssl.SSLContext, ...], certificates: tuple[CertificatePair, ...]
-) -> None:
-    """Let the first context hand a connection over to the one whose certificate has the name."""
-    if len(contexts) < 2:
-        return
-    by_name: dict[str, ssl.SSLContext] = {}
-    for context, pair in zip(contexts, certificates, strict=True):
-        for name in certificate_names(pair):
-            by_name.setdefault(name, context)
-
-    def choose(connection: ssl.SSLObject, name: str | None, _context: ssl.SSLContext) -> None:
-        if name is None:
-            return
-        host = name.lower().rstrip(".")
-        wildcard = "*." + host.partition(".")[2]
-        chosen = by_name.get(host) or by_name.get(wildcard)
-        if chosen is not None:
-            connection.context = chosen
-
-    contexts[0].sni_callback = choose
 
 
 def certificate_names(pair: CertificatePair) -> tuple[str, ...]:

@@ -84,7 +84,6 @@ async def serve_probes(
             grace_s=1.0,
             max_body_bytes=0,
             request_timeout_s=5.0,
-            http2=False,
         )
     except OSError as error:
         _log.warning(

@@ -2,8 +2,9 @@
 
 The same code runs one service, several or all four. The composition root passes a builder for each
 service it may host; `services` in the settings picks among them. Start order is databroker,
-authorize, authenticate, proxy, each awaited until it is ready; the end is the reverse, after proxy
-has drained Envoy while the others still answer.
+authorize, authenticate, proxy, each awaited until it is ready. The end: not ready, and served as
+before until callers and balancers have seen that; proxy drains Envoy while the others still answer;
+then the reverse order.
 """
 
 from __future__ import annotations
@@ -21,16 +22,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gatehouse.common.clock import Clock, Rng, SystemClock, SystemRng
-from gatehouse.common.config.hub import ConfigHub
+from gatehouse.common.config.hub import ConfigHub, Prepare
 from gatehouse.common.config.issues import ConfigError, Issue, Severity
+from gatehouse.common.config.memory import RouteMemory
 from gatehouse.common.config.resolve import load_and_resolve
-from gatehouse.common.config.resolved import ResolvedSettings, ServiceName
+from gatehouse.common.config.resolved import CertificatePair, ResolvedSettings, ServiceName
+from gatehouse.common.config.restart import restart_needed
 from gatehouse.common.config.watch import ConfigWatcher
+from gatehouse.common.databroker.registration import Registration, has_something_to_report
 from gatehouse.common.observability.logging import configure_logging, get_logger, set_level
+from gatehouse.common.observability.metrics import CONFIG_RELOAD_SUCCESS, CONFIG_RELOAD_TIME
+from gatehouse.common.pages.branding import branding_of, use_branding
 from gatehouse.common.rpc.server import GrpcServer
+from gatehouse.common.runtime.certificate_expiry import warn_of_ends
 from gatehouse.common.runtime.context import ProcessContext, Service
+from gatehouse.common.runtime.debug_server import serve_debug
 from gatehouse.common.runtime.health import HealthRegistry
+from gatehouse.common.runtime.metrics_server import serve_metrics
 from gatehouse.common.runtime.probes import serve_probes
+from gatehouse.common.runtime.process_metrics import ProcessCollector
+from gatehouse.common.runtime.stored_routes import (
+    RecordFollower,
+    StoredRecords,
+    follows_records,
+)
+from gatehouse.common.runtime.systemd import notify_systemd
+from gatehouse.common.runtime.traces import run_tracing
 
 ServiceBuilder = Callable[[ProcessContext], Service]
 
@@ -48,6 +65,10 @@ DATABROKER_CONNECTION_AGE_S = 30 * 60.0
 # A Unix socket path may hold 107 bytes (sockaddr_un); the longest name in a run directory is
 # authenticate-http.sock.
 MAX_RUN_DIR_BYTES = 80
+
+# A reload is worked out in threads. Whoever waits for the interpreter has it after this long: each
+# step of answering a check may wait once, so the default of 5 ms would add up to tens of them.
+SWITCH_INTERVAL_S = 0.0005
 
 EXIT_OK = 0
 EXIT_CRASH = 1
@@ -94,10 +115,16 @@ def report_issues(issues: Sequence[Issue]) -> None:
 def run_process(options: ProcessOptions) -> int:
     """Run until a signal or a crash; return the process's exit status."""
     shared_secret = options.rng.token_bytes(32)
+    memory = RouteMemory()
+    stored = StoredRecords()
 
     def load() -> tuple[ResolvedSettings, tuple[Issue, ...]]:
         return load_and_resolve(
-            options.config_path, options.environ, random_secret=lambda: shared_secret
+            options.config_path,
+            options.environ,
+            random_secret=lambda: shared_secret,
+            records=stored.records,
+            memory=memory,
         )
 
     try:
@@ -112,10 +139,11 @@ def run_process(options: ProcessOptions) -> int:
         return EXIT_CONFIG
     configure_logging(settings.settings.log_level)
     log = get_logger("gatehouse")
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     for issue in warnings:
         log.warning("configuration warning", issue=str(issue))
     try:
-        asyncio.run(_serve(options, settings, load))
+        asyncio.run(_serve(options, settings, load, stored))
     except Exception as failure:  # noqa: BLE001 - whatever crashed a service ends the process
         leaves = tuple(_leaves(failure))
         for leaf in leaves:
@@ -187,6 +215,7 @@ async def _serve(
     options: ProcessOptions,
     settings: ResolvedSettings,
     load: Callable[[], tuple[ResolvedSettings, tuple[Issue, ...]]],
+    stored: StoredRecords,
 ) -> None:
     log = get_logger("gatehouse")
     health = HealthRegistry(options.clock)
@@ -201,60 +230,93 @@ async def _serve(
             rng=options.rng,
             run_dir=run_dir,
             grace_s=settings.settings.shutdown_grace,
+            delay_s=min(settings.settings.shutdown_delay, settings.settings.shutdown_grace / 2),
         )
+        context.metrics.collectors.append(
+            ProcessCollector(lambda: hub.current, health, context.metrics.build)
+        )
+        CONFIG_RELOAD_SUCCESS.set(1)
+        CONFIG_RELOAD_TIME.set(options.clock.now_s())
         services = [options.builders[name](context) for name in START_ORDER if settings.runs(name)]
-        server = GrpcServer(
-            lambda: hub.current.shared_secrets,
-            health,
-            options.clock,
-            max_connection_age_s=(
-                DATABROKER_CONNECTION_AGE_S
-                if settings.runs(ServiceName.DATABROKER)
-                and not settings.runs(ServiceName.AUTHORIZE)
-                else None
-            ),
-        )
+        server = grpc_server(context)
         for service in services:
             service.register_grpc(server.server)
         _join_process_settings(hub)
+
+        def on_error(error: Exception) -> None:
+            log.error("configuration not applied", error=str(error))
+            CONFIG_RELOAD_SUCCESS.set(0)
+
+        def on_applied(new: ResolvedSettings) -> None:
+            log.info("configuration applied", generation=new.generation, routes=len(new.routes))
+            CONFIG_RELOAD_SUCCESS.set(1)
+            CONFIG_RELOAD_TIME.set(options.clock.now_s())
+            if follower is not None:
+                follower.applied(new)
+
         watcher = ConfigWatcher(
             hub,
             path=options.config_path,
             load=load,
-            on_error=lambda error: log.error("configuration not applied", error=str(error)),
+            on_error=on_error,
             on_warning=lambda issue: log.warning("configuration warning", issue=str(issue)),
-            on_applied=lambda new: log.info(
-                "configuration applied", generation=new.generation, routes=len(new.routes)
-            ),
+            on_applied=on_applied,
+        )
+        follower = (
+            RecordFollower(context, stored, watcher.request_reload)
+            if follows_records(settings)
+            else None
         )
         with _signals(stop, watcher):
-            async with _grpc_listening(server, context, settings):
-                await _run_services(options, context, services, watcher, stop)
+            async with grpc_listening(server, context):
+                await _run_services(options, context, services, watcher, follower, stop)
+
+
+def grpc_server(context: ProcessContext) -> GrpcServer:
+    """The gRPC server of a process, or of one of its workers; not yet listening."""
+    settings = context.config.current
+    return GrpcServer(
+        lambda: context.config.current.shared_secrets,
+        context.health,
+        context.clock,
+        max_connection_age_s=(
+            DATABROKER_CONNECTION_AGE_S
+            if settings.runs(ServiceName.DATABROKER) and not settings.runs(ServiceName.AUTHORIZE)
+            else None
+        ),
+        shares_port=workers_share_address(settings),
+    )
+
+
+def workers_share_address(settings: ResolvedSettings) -> bool:
+    """True when authorize workers listen on `grpc_address` too.
+
+    Beside a proxy Envoy asks each over a Unix socket; a databroker must have the address alone.
+    """
+    return (
+        settings.settings.authorize_workers > 1
+        and settings.runs(ServiceName.AUTHORIZE)
+        and not settings.runs(ServiceName.PROXY)
+        and not settings.runs(ServiceName.DATABROKER)
+    )
 
 
 def _join_process_settings(hub: ConfigHub) -> None:
-    """What only a restart can change is refused; the log level follows."""
+    """What only a restart can change is refused; log level and look of the pages follow."""
     first = hub.current
+    use_branding(branding_of(first.settings))
 
     async def prepare(new: ResolvedSettings) -> Callable[[], None]:
-        issues = [
-            Issue(Severity.ERROR, key, "cannot change while running", "restart the process")
-            for key, before, after in (
-                ("services", first.services, new.services),
-                ("grpc_address", first.grpc_address, new.grpc_address),
-                ("grpc_insecure", first.grpc_insecure, new.grpc_insecure),
-                # Envoy refuses a listener on an address that one of another name still has.
-                (
-                    "insecure_server",
-                    first.settings.insecure_server,
-                    new.settings.insecure_server,
-                ),
-            )
-            if before != after
-        ]
+        issues = restart_needed(first, new)
         if issues:
-            raise ConfigError(tuple(issues))
-        return lambda: set_level(new.settings.log_level)
+            raise ConfigError(issues)
+        branding = branding_of(new.settings)
+
+        def commit() -> None:
+            set_level(new.settings.log_level)
+            use_branding(branding)
+
+        return commit
 
     hub.join("process", prepare)
 
@@ -280,25 +342,24 @@ def _signals(stop: asyncio.Event, watcher: ConfigWatcher) -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _grpc_listening(
-    server: GrpcServer, context: ProcessContext, settings: ResolvedSettings
-) -> AsyncIterator[None]:
+async def grpc_listening(server: GrpcServer, context: ProcessContext) -> AsyncIterator[None]:
     """The process's gRPC server on its Unix socket and on `grpc_address`.
 
     In a process with neither authorize nor databroker the address only carries health and
     reflection, so one that is taken is a warning there and an error elsewhere.
     """
     log = get_logger("gatehouse")
-    certificates = () if settings.grpc_insecure else settings.certificates
-    if not settings.grpc_insecure and not certificates and settings.fallback_certificate:
-        certificates = (settings.fallback_certificate,)
+    settings = context.config.current
     needed = settings.runs(ServiceName.AUTHORIZE) or settings.runs(ServiceName.DATABROKER)
+    is_first = context.worker == 0
     try:
         await server.start(
-            unix_socket=context.grpc_socket,
-            address=settings.grpc_address,
-            certificates=certificates,
+            unix_socket=context.own_grpc_socket,
+            address=settings.grpc_address if is_first or workers_share_address(settings) else None,
+            certificates=_grpc_certificates(settings),
+            client_ca_pem=None if settings.grpc_insecure else settings.grpc_client_ca_pem,
             require_address=needed,
+            joins=not is_first,
         )
     except OSError as error:
         address = f"{settings.grpc_address.host}:{settings.grpc_address.port}"
@@ -313,10 +374,30 @@ async def _grpc_listening(
             )
         ) from error
     log.debug("grpc listening", address=str(settings.grpc_address))
+    if server.has_tls:
+        context.config.join("grpc certificates", _replacing_certificates(server))
     try:
         yield
     finally:
         await server.stop(min(5.0, context.grace_s))
+
+
+def _grpc_certificates(settings: ResolvedSettings) -> tuple[CertificatePair, ...]:
+    """What the gRPC server shows; none in plain text."""
+    if settings.grpc_insecure:
+        return ()
+    if not settings.certificates and settings.fallback_certificate:
+        return (settings.fallback_certificate,)
+    return settings.certificates
+
+
+def _replacing_certificates(server: GrpcServer) -> Prepare:
+    """Lets new handshakes see new certificates and authorities; connections go on."""
+
+    async def prepare(new: ResolvedSettings) -> Callable[[], None]:
+        return lambda: server.replace_certificates(_grpc_certificates(new), new.grpc_client_ca_pem)
+
+    return prepare
 
 
 async def _run_services(
@@ -324,6 +405,7 @@ async def _run_services(
     context: ProcessContext,
     services: Sequence[Service],
     watcher: ConfigWatcher,
+    follower: RecordFollower | None,
     stop: asyncio.Event,
 ) -> None:
     log = get_logger("gatehouse")
@@ -346,6 +428,32 @@ async def _run_services(
             context.config.current.settings.health_check_addr, context.health, background_stop
         )
         tasks.create_task(probes, name="probes")
+        metrics = serve_metrics(
+            context.config,
+            context.metrics,
+            background_stop,
+            socket=context.metrics_socket,
+            key_dir=context.run_dir,
+        )
+        tasks.create_task(metrics, name="metrics")
+        traces = run_tracing(context.config, context.spans, background_stop)
+        tasks.create_task(traces, name="tracing")
+        debug = serve_debug(context.config, context.run_dir / "debug.sock", background_stop)
+        tasks.create_task(debug, name="debug")
+        ends = warn_of_ends(context.config, context.clock, background_stop)
+        tasks.create_task(ends, name="certificates")
+        if not context.config.current.settings.health_check_systemd_disabled:
+            telling = notify_systemd(context.health, options.environ, background_stop)
+            tasks.create_task(telling, name="service manager")
+
+        def use_databroker() -> None:
+            if follower is not None:
+                tasks.create_task(follower.run(stop), name="stored routes")
+            if has_something_to_report(context.config.current):
+                tasks.create_task(Registration(context).run(stop), name="registration")
+
+        if ServiceName.DATABROKER not in stops:  # our own is called once it answers
+            use_databroker()
         control = ProcessControl(all_ready, background_stop, stop.set)
         for companion in options.companions:
             tasks.create_task(companion(control), name="companion")
@@ -356,18 +464,25 @@ async def _run_services(
             if not await _first(ready, stop):
                 break
             log.info("service ready", part=service.name)
+            if service.name == ServiceName.DATABROKER:
+                use_databroker()
         else:
             tasks.create_task(watcher.run(background_stop), name="configuration")
             all_ready.set()
             log.info("ready", services=sorted(stops), generation=context.config.current.generation)
         await stop.wait()
-        log.info("stopping", grace_s=context.grace_s)
+        log.info("stopping", grace_s=context.grace_s, delay_s=context.delay_s)
+        loop = asyncio.get_running_loop()
+        begun_s, deadline = loop.time(), loop.time() + context.grace_s
         context.health.terminate()
-        deadline = asyncio.get_running_loop().time() + context.grace_s
         for service in started:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline - 1.0):
                     await service.drain()
+        # Callers look at health now and then. Until each has seen the end coming, calls are
+        # answered: an address that vanishes swallows what is sent to it.
+        if all_ready.is_set():
+            await asyncio.sleep(begun_s + context.delay_s - loop.time())
         for service in reversed(started):
             stops[service.name].set()
             try:

@@ -14,6 +14,7 @@ _VALUE: Final = re.compile(r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*")
 _PATH: Final = re.compile(r"/[\x20-\x3a\x3c-\x7e]*")
 _DOMAIN: Final = re.compile(r"\.?[0-9A-Za-z_-]+(\.[0-9A-Za-z_-]+)*")
 _SAME_SITE: Final = {"": "", "lax": "Lax", "strict": "Strict", "none": "None"}
+_MAX_SCOPES: Final = 8
 _LONG_AGO: Final = "Thu, 01 Jan 1970 00:00:00 GMT"
 MAX_COOKIE_BYTES: Final = 4096
 """Name and value together: browsers drop more."""
@@ -32,8 +33,10 @@ def set_cookie(
 ) -> str:
     """A Set-Cookie header value; always Secure.
 
-    `expires_at_s` is Unix time. `same_site` is strict, lax, none or empty (attribute left out), in
-    any case. Raises InvalidArgumentError for anything a browser would misread or drop.
+    `expires_at_s` is Unix time; with `max_age_s` beside it, browsers whose clock is wrong keep the
+    cookie for as long as others (RFC 6265 section 5.3). `same_site` is strict, lax, none or empty
+    (attribute left out), in any case. Raises InvalidArgumentError for anything a browser would
+    misread or drop.
     """
     if len(name) + len(value) > MAX_COOKIE_BYTES:
         raise InvalidArgumentError(f"cookie {name[:64]!r} is over {MAX_COOKIE_BYTES} bytes")
@@ -51,6 +54,36 @@ def clear_cookie(
 ) -> str:
     """A Set-Cookie header value that deletes the cookie of this name, path and domain."""
     return _header(name, "", path, domain, 0, _LONG_AGO, http_only, same_site)
+
+
+def clear_elsewhere(
+    headers: Iterable[str], name: str, *, host: str, domain: str = ""
+) -> tuple[str, ...]:
+    """Set-Cookie values that delete what `host` is sent under `name` from outside its own scope.
+
+    A browser sends cookies of one name in the order in which they came. One that was set while
+    `domain` was another, or by a neighbour, would come before ours for as long as it lives. Nothing
+    when none was sent, or when the name's prefix keeps such cookies out.
+    """
+    if name.lower().startswith("__host-") or not cookie_values(headers, name):
+        return ()
+    labels = host.split(".")
+    scopes = {".".join(labels[first:]) for first in range(len(labels) - 1)} | {""}
+    if host.replace(".", "").isdigit() or not all(map(_DOMAIN.fullmatch, scopes - {""})):
+        scopes = {""}  # an address has no domain
+    others = sorted(scopes - {domain.removeprefix(".").lower()}, key=lambda one: (len(one), one))
+    return tuple(clear_cookie(name, domain=scope) for scope in others[:_MAX_SCOPES])
+
+
+def bare_name(name: str) -> str:
+    """`name` without `__Host-` or `__Secure-`, as the base of further names.
+
+    Those cookies have paths of their own, which a `__Host-` prefix forbids.
+    """
+    for prefix in ("__host-", "__secure-"):
+        if name.lower().startswith(prefix):
+            return name[len(prefix) :]
+    return name
 
 
 def parse_cookies(headers: Iterable[str]) -> tuple[tuple[str, str], ...]:

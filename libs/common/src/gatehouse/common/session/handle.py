@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, cast, get_args
+from urllib.parse import urlsplit
 
 from gatehouse.common.errors import InvalidArgumentError, InvalidTokenError
 from gatehouse.common.jose.hs256 import decode_hs256, encode_hs256
@@ -35,6 +36,10 @@ class Handle:
     audience: tuple[str, ...]  # hosts
     issued_at: int  # Unix seconds
     use: Use
+
+    def is_for(self, hostname: str) -> bool:
+        """Whether it was made for this host, at any port: mappings in front change it."""
+        return any(_hostname(host) == hostname for host in self.audience)
 
 
 def encode_handle(handle: Handle, key: bytes) -> str:
@@ -130,6 +135,13 @@ def _audience(claims: dict[str, Any]) -> tuple[str, ...]:
     ):
         raise _malformed("has an aud that is not a short list of hosts")
     return tuple(hosts)
+
+
+def _hostname(host: str) -> str:
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _malformed(what: str) -> InvalidTokenError:

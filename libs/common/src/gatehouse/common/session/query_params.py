@@ -9,13 +9,18 @@ from gatehouse.common.jose.signed_url import EXPIRY, ISSUED, SIGNATURE
 __all__ = [
     "ADDITIONAL_HOSTS",
     "CALLBACK_URI",
+    "CHAIN",
+    "CHAIN_ORIGIN",
+    "CHAIN_STEP",
     "DEVICE_TYPE",
+    "EVERYWHERE",
     "EXPIRY",
     "IDP_ID",
     "ISSUED",
     "JWT",
     "LOGIN",
     "PROGRAMMATIC",
+    "PROVIDER_ENDED",
     "REDIRECT_URI",
     "SESSION",
     "SESSION_ENCRYPTED",
@@ -48,3 +53,13 @@ LOGIN: Final = "gatehouse_login"
 """Digest of the login binding: ties a callback to the browser that asked (session fixation)."""
 SIGN_OUT: Final = "gatehouse_sign_out"
 """Digest of the session that a sign-out link was made for."""
+EVERYWHERE: Final = "gatehouse_everywhere"
+"""`true`: the sign-out ends all sessions of the person, not this one alone."""
+PROVIDER_ENDED: Final = "gatehouse_provider_ended"
+"""The session that the provider has ended through the browser (front-channel logout)."""
+CHAIN: Final = "gatehouse_chain"
+"""Comma list of login digests, one for each of the additional hosts."""
+CHAIN_STEP: Final = "gatehouse_chain_step"
+"""How many of the additional hosts have given this browser their cookie."""
+CHAIN_ORIGIN: Final = "gatehouse_chain_origin"
+"""The host whose callback asked the additional hosts for their cookies."""

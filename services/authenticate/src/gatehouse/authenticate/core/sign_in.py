@@ -19,7 +19,7 @@ from typing import Final
 from urllib.parse import urlencode
 
 from gatehouse.authenticate.core.state import (
-    ROUND_TRIP_LIMIT_S,
+    CLOCK_LEEWAY_S,
     Pkce,
     SignInRequest,
     csrf_cookie_name,
@@ -46,10 +46,15 @@ from gatehouse.common.errors import InvalidArgumentError, InvalidTokenError
 from gatehouse.common.jose.aead import NONCE_BYTES, seal
 from gatehouse.common.jose.signed_url import sign_url
 from gatehouse.common.session import query_params
-from gatehouse.common.session.cookies import clear_cookie, cookie_values, set_cookie
+from gatehouse.common.session.cookies import (
+    clear_cookie,
+    clear_elsewhere,
+    cookie_values,
+    set_cookie,
+)
 from gatehouse.common.session.handle import Handle, Use, decode_handle, encode_handle
 from gatehouse.common.session.redirects import check_redirect
-from gatehouse.common.session.validity import session_problem
+from gatehouse.common.session.validity import record_problem
 from gatehouse.pb.session_pb2 import Session
 
 ROUTE_CALLBACK_PATH: Final = "/.pomerium/callback/"
@@ -157,12 +162,16 @@ def is_usable(session: Session | None, handle: Handle, now_s: float) -> bool:
     """True while the session record exists, is the handle's, and has not ended."""
     if session is None or session.id != handle.session_id or session.idp_id != handle.idp_id:
         return False
-    expires_at_s = float(session.expires_at.seconds) if session.HasField("expires_at") else None
-    token = session.oauth_token
-    has_token = session.HasField("oauth_token") and token.HasField("expires_at")
-    token_expires_at_s = float(token.expires_at.seconds) if has_token else None
-    refreshable = bool(token.refresh_token) and not session.refresh_disabled
-    return session_problem(expires_at_s, token_expires_at_s, refreshable, now_s) is None
+    return record_problem(session, now_s) is None
+
+
+def end_margin_s(view: AuthenticateView) -> float:
+    """A session that ends within this time saves nobody a sign-in.
+
+    Authorize may judge it by a clock that is ahead of this one: sent back with a session that has
+    ended there, the browser would turn in circles until it has ended here.
+    """
+    return min(CLOCK_LEEWAY_S, view.cookie.expire_s / 10)
 
 
 def leave(
@@ -175,20 +184,26 @@ def leave(
 ) -> Departure:
     """Go to the identity provider: state, verifier and the cookies that bind them to the browser.
 
-    Any old authenticate cookie is cleared, so that nothing planted before the sign-in survives it
-    (security R31).
+    Any old authenticate cookie is cleared, whatever its scope, so that nothing planted before the
+    sign-in survives it (security R31).
     """
     key = view.cookie_secrets[0]
     name = csrf_cookie_name(view.cookie.name)
     same_site = _flow_same_site(view, request)
     token = _csrf_token(view, cookie_lines, now_s) or new_csrf_token(rng)
-    pkce = new_pkce(rng)
+    pkce = new_pkce(rng, is_on=view.pkce)
     state = seal_state(request, csrf_token=token, key=key, now_s=now_s, rng=rng)
     pkce_name = pkce_cookie_name(view.cookie.name, state)
     return Departure(
         state=state,
         pkce=pkce,
         set_cookies=(
+            *clear_elsewhere(
+                cookie_lines,
+                view.cookie.authenticate_name,
+                host=view.hostname,
+                domain=view.cookie.domain,
+            ),
             clear_session_cookie(view),
             set_cookie(
                 name,
@@ -202,7 +217,7 @@ def leave(
                 pkce_name,
                 seal_pkce(pkce, name=pkce_name, key=key, now_s=now_s, rng=rng),
                 path=CALLBACK_PATH,
-                max_age_s=int(ROUND_TRIP_LIMIT_S),
+                max_age_s=int(view.sign_in_timeout_s),
                 http_only=True,
                 same_site=same_site,
             ),
@@ -233,8 +248,8 @@ def read_callback(
     token = _csrf_token(view, cookie_lines, now_s)
     if token is None or not matches_csrf(state, token):
         raise bad_state("invalid CSRF token", reason="csrf", retry=retry)
-    if not state.is_current(now_s):
-        raise sign_in_too_slow(retry)
+    if not state.is_current(now_s, view.sign_in_timeout_s):
+        raise sign_in_too_slow(retry, limit_s=view.sign_in_timeout_s)
     if not state.request.dashboard:
         check_targets(view, state.request)
     pkce, name = _pkce(view, state_text, cookie_lines, now_s=now_s, retry=retry)
@@ -273,10 +288,15 @@ def new_handle(
 
 
 def audience(view: AuthenticateView, request: SignInRequest) -> tuple[str, ...]:
-    """The hosts a handle is made for: authenticate, the redirect's, and the callback's if given."""
+    """The hosts a handle is made for: authenticate, the redirect's, and the callback's if given.
+
+    Where a cookie counts on those alone, the further hosts of a chain are among them.
+    """
     hosts = [view.host, authority(request.redirect_uri)]
     if request.callback_uri:
         hosts.append(authority(request.callback_uri))
+    if view.cookie.is_for_its_hosts:
+        hosts.extend(filter(None, request.additional_hosts.lower().split(",")))
     return tuple(dict.fromkeys(hosts))
 
 
@@ -301,6 +321,7 @@ def arrive(
         encode_handle(own, view.shared_secrets[0]),
         path="/",
         domain=view.cookie.domain,
+        max_age_s=max(1, int(view.cookie.expire_s)),
         expires_at_s=now_s + view.cookie.expire_s,
         http_only=view.cookie.http_only,
         same_site=view.cookie.same_site,
@@ -371,9 +392,16 @@ def _pkce(
     if len(set(values)) != 1:
         raise bad_state("no PKCE cookie for this state", reason="pkce-missing", retry=retry)
     try:
-        return open_pkce(values[0], name=name, keys=view.cookie_secrets, now_s=now_s), name
+        pkce = open_pkce(
+            values[0],
+            name=name,
+            keys=view.cookie_secrets,
+            now_s=now_s,
+            limit_s=view.sign_in_timeout_s,
+        )
     except InvalidTokenError as error:
         raise bad_state(str(error), reason="pkce", retry=retry) from error
+    return pkce, name
 
 
 def _retry_target(view: AuthenticateView, state_text: str) -> str:

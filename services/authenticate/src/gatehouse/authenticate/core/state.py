@@ -4,6 +4,7 @@
   its hash, so it is of use only in the browser that holds the CSRF cookie.
 - the CSRF cookie: host-only, reused by later sign-ins of the same browser.
 - the PKCE cookie: one for each state, so that sign-ins in parallel share nothing (security R33).
+- the return cookie: where a sign-out ends, for providers that know one return address only.
 
 Times are Unix seconds. Everything that does not open raises InvalidTokenError.
 """
@@ -24,10 +25,11 @@ import xxhash
 from gatehouse.common.clock import Rng
 from gatehouse.common.errors import InvalidTokenError
 from gatehouse.common.jose.aead import open_sealed, seal
+from gatehouse.common.session.cookies import bare_name
 
-ROUND_TRIP_LIMIT_S: Final = 15 * 60.0  # a slow login (second factor, password reset) fits in
 CLOCK_LEEWAY_S: Final = 60.0  # another replica's clock may be ahead
 CSRF_LIFETIME_S: Final = 12 * 3600.0
+RETURN_LIFETIME_S: Final = 5 * 60.0
 
 _STATE_AD: Final = b"gatehouse sign-in state 1"
 _NONCE_BYTES: Final = 24
@@ -58,9 +60,9 @@ class OpenedState:
     csrf_digest: str
     issued_at_s: float
 
-    def is_current(self, now_s: float) -> bool:
+    def is_current(self, now_s: float, limit_s: float) -> bool:
         """True while the round trip is within its limit."""
-        return -CLOCK_LEEWAY_S <= now_s - self.issued_at_s <= ROUND_TRIP_LIMIT_S
+        return -CLOCK_LEEWAY_S <= now_s - self.issued_at_s <= limit_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +70,17 @@ class Pkce:
     """A code verifier with what is derived from it (RFC 7636; the nonce is OIDC Core 3.1.2.1)."""
 
     verifier: str
+    is_on: bool = True  # else the verifier stays here, and only makes the nonce
 
     @property
-    def challenge(self) -> str:
-        """S256 of the verifier."""
-        return _digest(self.verifier)
+    def challenge(self) -> str | None:
+        """S256 of the verifier, for the authorization request."""
+        return _digest(self.verifier) if self.is_on else None
+
+    @property
+    def proof(self) -> str | None:
+        """What the token endpoint is shown; as the request was, whatever was set meanwhile."""
+        return self.verifier if self.is_on else None
 
     @property
     def nonce(self) -> str:
@@ -80,9 +88,9 @@ class Pkce:
         return _digest(f"nonce {self.verifier}")
 
 
-def new_pkce(rng: Rng) -> Pkce:
+def new_pkce(rng: Rng, *, is_on: bool = True) -> Pkce:
     """A fresh 43-character verifier."""
-    return Pkce(_encode(rng.token_bytes(32)))
+    return Pkce(_encode(rng.token_bytes(32)), is_on)
 
 
 def seal_state(
@@ -135,7 +143,7 @@ def matches_csrf(state: OpenedState, csrf_token: str) -> bool:
 
 def csrf_cookie_name(base: str) -> str:
     """Host-only by its prefix: no sibling domain can plant one (RFC 6265bis section 4.1.3)."""
-    return f"__Host-{base}_csrf"
+    return f"__Host-{bare_name(base)}_csrf"
 
 
 def new_csrf_token(rng: Rng) -> str:
@@ -162,24 +170,48 @@ def open_csrf(value: str, *, name: str, keys: Sequence[bytes], now_s: float) -> 
 
 def pkce_cookie_name(base: str, state: str) -> str:
     """Each state has a cookie of its own."""
-    return f"{base}_pkce_{xxhash.xxh3_64_intdigest(state.encode())}"
+    return f"{bare_name(base)}_pkce_{xxhash.xxh3_64_intdigest(state.encode())}"
 
 
 def seal_pkce(pkce: Pkce, *, name: str, key: bytes, now_s: float, rng: Rng) -> str:
     """The PKCE cookie's value."""
-    return _seal({"v": pkce.verifier, "iat": int(now_s)}, key=key, rng=rng, ad=name.encode())
+    content: dict[str, Any] = {"v": pkce.verifier, "iat": int(now_s)}
+    if not pkce.is_on:
+        content["off"] = True
+    return _seal(content, key=key, rng=rng, ad=name.encode())
 
 
-def open_pkce(value: str, *, name: str, keys: Sequence[bytes], now_s: float) -> Pkce:
+def open_pkce(
+    value: str, *, name: str, keys: Sequence[bytes], now_s: float, limit_s: float
+) -> Pkce:
     """The verifier in a PKCE cookie. Raises InvalidTokenError if forged or past the limit."""
     content = _open(value, keys=keys, ad=name.encode(), what="PKCE cookie")
     age_s = now_s - _number(content, "iat")
-    if not -CLOCK_LEEWAY_S <= age_s <= ROUND_TRIP_LIMIT_S:
+    if not -CLOCK_LEEWAY_S <= age_s <= limit_s:
         raise InvalidTokenError("PKCE cookie: too old")
     verifier = _text(content, "v")
     if not verifier:
         raise InvalidTokenError("PKCE cookie: empty")
-    return Pkce(verifier)
+    return Pkce(verifier, is_on=content.get("off") is not True)
+
+
+def return_cookie_name(base: str) -> str:
+    """Keeps where a sign-out is to end while the provider signs the person out."""
+    return f"{bare_name(base)}_signed_out_redirect_uri"
+
+
+def seal_return(target: str, *, name: str, key: bytes, now_s: float, rng: Rng) -> str:
+    """The return cookie's value."""
+    return _seal({"r": target, "t": int(now_s)}, key=key, rng=rng, ad=name.encode())
+
+
+def open_return(value: str, *, name: str, keys: Sequence[bytes], now_s: float) -> str:
+    """The target in a return cookie. Raises InvalidTokenError if forged or older than 5 min."""
+    content = _open(value, keys=keys, ad=name.encode(), what="return cookie")
+    age_s = now_s - _number(content, "t")
+    if not -CLOCK_LEEWAY_S <= age_s <= RETURN_LIFETIME_S:
+        raise InvalidTokenError("return cookie: too old")
+    return _text(content, "r")
 
 
 def _digest(text: str) -> str:

@@ -13,6 +13,7 @@ CALLBACK_PATH = "/oauth2/callback"
 SIGN_IN_PATH = "/.pomerium/sign_in"
 SIGN_OUT_PATH = "/.pomerium/sign_out"
 SIGNED_OUT_PATH = "/.pomerium/signed_out"
+BACK_CHANNEL_LOGOUT_PATH = "/.pomerium/backchannel_logout"
 DASHBOARD_PATH = "/.pomerium/"
 
 
@@ -25,6 +26,7 @@ class CookieView:
     http_only: bool
     same_site: str
     expire_s: float
+    is_for_its_hosts: bool  # it counts on the hosts that its handle names alone
 
     @property
     def authenticate_name(self) -> str:
@@ -47,6 +49,8 @@ class AuthenticateView:
     is_served: Callable[[str], bool]
     signout_redirect_url: str
     any_sign_out_redirect: bool
+    pkce: bool  # whether sign-ins that begin now have a code challenge
+    sign_in_timeout_s: float  # from leaving for the provider to coming back
 
     @property
     def hostname(self) -> str:
@@ -102,11 +106,14 @@ def view_of(settings: ResolvedSettings) -> AuthenticateView:
             http_only=options.cookie_http_only,
             same_site=str(options.cookie_same_site),
             expire_s=options.cookie_expire,
+            is_for_its_hosts=options.cookie_audience,
         ),
         default_provider=settings.identity_provider,
         providers=providers,
         is_served=served_hosts(settings),
         signout_redirect_url=options.signout_redirect_url,
+        pkce=options.idp_pkce,
+        sign_in_timeout_s=options.sign_in_timeout,
         any_sign_out_redirect=options.runtime_flags.get("allow_any_sign_out_redirect_uri", False),
     )
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
-from typing import Final
 
 from starlette.responses import Response
 
-from gatehouse.authenticate.core import sign_in, sign_out
+from gatehouse.authenticate.core import sign_in
 from gatehouse.authenticate.core.records import session_record, user_record
 from gatehouse.authenticate.core.state import SignInRequest
 from gatehouse.authenticate.core.view import (
@@ -16,12 +14,11 @@ from gatehouse.authenticate.core.view import (
     DASHBOARD_PATH,
     SIGN_IN_PATH,
     SIGN_OUT_PATH,
-    SIGNED_OUT_PATH,
     AuthenticateView,
     view_of,
 )
-from gatehouse.authenticate.edge.providers import ProviderPool
 from gatehouse.authenticate.edge.session_writer import SessionWriter
+from gatehouse.authenticate.edge.sign_outs import SignOutEndpoints
 from gatehouse.authenticate.edge.token_checks import TokenChecks
 from gatehouse.authenticate.errors import (
     no_provider,
@@ -32,14 +29,10 @@ from gatehouse.authenticate.errors import (
 from gatehouse.common.clock import Clock, Rng
 from gatehouse.common.config.resolved import IdentityProviderSettings, ResolvedSettings
 from gatehouse.common.errors import DeadlineExceededError, GatehouseError, UnavailableError
+from gatehouse.common.identity.pool import ProviderPool
 from gatehouse.common.identity.provider import Provider
 from gatehouse.common.jose.signed_url import verify_url
-from gatehouse.common.pages import (
-    Link,
-    render_sign_out_confirm,
-    render_signed_out,
-    render_user_info,
-)
+from gatehouse.common.pages import Link, render_user_info
 from gatehouse.common.pages.endpoints import (
     SIGNATURE_PARAMETERS,
     Call,
@@ -47,16 +40,17 @@ from gatehouse.common.pages.endpoints import (
     EndpointApp,
     Guard,
     Log,
-    html,
+    page_or_json,
     plain,
+    probe_endpoints,
     redirect,
 )
 from gatehouse.common.pages.refusal import RefusedRequestError
-from gatehouse.common.pages.user_info import user_info_page
+from gatehouse.common.pages.user_info import Links, user_info_document, user_info_page
 from gatehouse.common.session import query_params
+from gatehouse.common.session.handle import Handle
+from gatehouse.common.session.validity import has_expired
 from gatehouse.pb.session_pb2 import Session
-
-_SIGN_OUT_PROVIDER_S: Final = 5.0  # signing out waits this long for the provider at most
 
 
 class AuthenticateEndpoints:
@@ -81,6 +75,9 @@ class AuthenticateEndpoints:
         self._settings = settings_of()
         self._cached_view = view_of(self._settings)
         self._token_checks = TokenChecks(lambda: self.view, providers, clock, log)
+        self._sign_outs = SignOutEndpoints(
+            lambda: self.view, sessions=sessions, providers=providers, clock=clock, rng=rng, log=log
+        )
 
     def app(self) -> EndpointApp:
         """The ASGI application is `.asgi` of what this returns."""
@@ -104,18 +101,7 @@ class AuthenticateEndpoints:
                 why="a constant",
                 reads_query=False,
             ),
-            *(
-                Endpoint(
-                    path,
-                    self._alive,
-                    methods=("GET", "HEAD"),
-                    guard=Guard.OPEN,
-                    why="a constant",
-                    reads_query=False,
-                    any_host=True,
-                )
-                for path in ("/ping", "/healthz")
-            ),
+            *probe_endpoints(),
             Endpoint(
                 CALLBACK_PATH,
                 self._callback,
@@ -125,14 +111,6 @@ class AuthenticateEndpoints:
                 any_origin=True,
             ),
             Endpoint(SIGN_IN_PATH, self._sign_in),
-            Endpoint(
-                SIGN_OUT_PATH,
-                self._sign_out,
-                methods=("GET", "POST"),
-                guard=Guard.SIGNED_IF_MARKED,
-                why="unsigned it only asks for confirmation",
-            ),
-            Endpoint(SIGNED_OUT_PATH, self._signed_out, guard=Guard.OPEN, why="a constant page"),
             Endpoint(
                 "/.pomerium",
                 self._root,
@@ -146,6 +124,7 @@ class AuthenticateEndpoints:
                 marks=(*SIGNATURE_PARAMETERS, query_params.REDIRECT_URI),
                 why="shows a session to the browser that holds its cookie",
             ),
+            *self._sign_outs.endpoints(),
             *self._token_checks.endpoints(),
         )
 
@@ -170,32 +149,51 @@ class AuthenticateEndpoints:
     async def _robots(self, _call: Call) -> Response:
         return plain("User-agent: *\nDisallow: /\n")
 
-    async def _alive(self, _call: Call) -> Response:
-        return plain("OK\n")
-
     async def _sign_in(self, call: Call) -> Response:
         view = self.view
         request = sign_in.read_request(view, call.params)
         handle = sign_in.usable_handle(view, call.cookie_lines, request)
-        if handle is not None:
-            session = await self._sessions.session(handle.session_id)
+        margin_s = sign_in.end_margin_s(view)
+        if handle is not None and await self._live(handle, margin_s) is not None:
             now_s = self._clock.now_s()
-            if sign_in.is_usable(session, handle, now_s):
-                arrival = sign_in.arrive(view, request, handle, now_s=now_s, rng=self._rng)
-                return redirect(arrival.url, set_cookies=arrival.set_cookies)
+            arrival = sign_in.arrive(view, request, handle, now_s=now_s, rng=self._rng)
+            return redirect(arrival.url, set_cookies=arrival.set_cookies)
         return await self._leave(view, call, request)
 
     async def _dashboard(self, call: Call) -> Response:
         view = self.view
         handle = sign_in.read_handle(view, call.cookie_lines)
-        if handle is not None:
-            session = await self._sessions.session(handle.session_id)
-            if session is not None and sign_in.is_usable(session, handle, self._clock.now_s()):
-                user = await self._sessions.user(session.user_id)
-                sign_out_link = Link("Sign out", SIGN_OUT_PATH)
-                page = user_info_page(session, user, host=call.host, sign_out=sign_out_link)
-                return html(render_user_info(page))
-        return await self._leave(view, call, sign_in.dashboard_request(view))
+        live = None if handle is None else await self._live(handle)
+        if live is None:
+            return await self._leave(view, call, sign_in.dashboard_request(view))
+        session, impersonated = live
+        person = await self._sessions.person((impersonated or session).user_id)
+        # Both kinds of sign-out are on the page that this leads to.
+        links = Links(sign_out=Link("Sign out", SIGN_OUT_PATH))
+        page = user_info_page(
+            session, person, host=call.host, links=links, impersonated=impersonated
+        )
+        document = user_info_document(session, person, impersonated=impersonated)
+        return page_or_json(call, render_user_info(page), document)
+
+    async def _live(
+        self, handle: Handle, margin_s: float = 0.0
+    ) -> tuple[Session, Session | None] | None:
+        """The handle's session, and the one whose place it takes; None if it cannot be used.
+
+        `margin_s`: nor then.
+
+        A session that stands for one that has ended is of no use: authorize lets nobody in with
+        it, and would send the browser here for ever.
+        """
+        now_s = self._clock.now_s() + margin_s
+        session = await self._sessions.session(handle.session_id)
+        if session is None or not sign_in.is_usable(session, handle, now_s):
+            return None
+        if not session.impersonate_session_id:
+            return session, None
+        other = await self._sessions.session(session.impersonate_session_id)
+        return None if other is None or has_expired(other, now_s) else (session, other)
 
     async def _leave(self, view: AuthenticateView, call: Call, request: SignInRequest) -> Response:
         if (call.header("x-requested-with") or "").lower() == "xmlhttprequest":
@@ -223,20 +221,23 @@ class AuthenticateEndpoints:
             params = await call.form()
         back = sign_in.read_callback(view, params, call.cookie_lines, now_s=self._clock.now_s())
         try:
-            return await self._complete(view, back)
+            return await self._complete(view, back, params)
         except RefusedRequestError as error:
             error.add_cookies(back.clear_cookies)
             raise
 
-    async def _complete(self, view: AuthenticateView, back: sign_in.Return) -> Response:
+    async def _complete(
+        self, view: AuthenticateView, back: sign_in.Return, params: Mapping[str, str]
+    ) -> Response:
         request = back.request
         settings = self._provider_settings(view, request.idp_id)
         try:
             identity = await self._providers.provider(settings).exchange(
                 code=back.code,
                 redirect_uri=view.redirect_uri,
-                code_verifier=back.pkce.verifier,
+                code_verifier=back.pkce.proof,
                 nonce=back.pkce.nonce,
+                user_hint=params.get("user", ""),
             )
         except GatehouseError as error:
             raise _provider_failure(error, request) from error
@@ -250,7 +251,7 @@ class AuthenticateEndpoints:
             expire_s=view.cookie.expire_s,
             now_s=now_s,
         )
-        stored = await self._sessions.store(session, user_record(known, identity))
+        stored = await self._sessions.store(session, user_record(known, identity), known)
         handle = sign_in.new_handle(
             view,
             request,
@@ -264,67 +265,6 @@ class AuthenticateEndpoints:
         arrival = sign_in.arrive(view, request, handle, now_s=now_s, rng=self._rng)
         self._log.info("signed in", user=session.user_id, session_id=session.id, idp_id=settings.id)
         return redirect(arrival.url, set_cookies=(*back.clear_cookies, *arrival.set_cookies))
-
-    async def _sign_out(self, call: Call) -> Response:
-        view = self.view
-        request = sign_out.read(view, call.params, call.cookie_lines) if call.signed else None
-        if request is None or sign_out.needs_confirmation(request, call.params):
-            url = sign_out.confirm_url(
-                view, call.params, call.cookie_lines, now_s=self._clock.now_s()
-            )
-            return html(render_sign_out_confirm(Link("Sign out", url)))
-        session: Session | None = None
-        idp_id = call.params.get(query_params.IDP_ID, "")
-        if request.handle is not None:
-            session = await self._sessions.end(request.handle.session_id)
-            idp_id = request.handle.idp_id
-            self._log.info(
-                "signed out",
-                user=request.handle.user_id,
-                session_id=request.handle.session_id,
-                idp_id=idp_id,
-            )
-        end_session_url = await self._leave_provider(view, idp_id, session, request)
-        return redirect(
-            sign_out.next_url(view, request, end_session_url),
-            set_cookies=(sign_in.clear_session_cookie(view),),
-        )
-
-    async def _leave_provider(
-        self,
-        view: AuthenticateView,
-        idp_id: str,
-        session: Session | None,
-        request: sign_out.SignOut,
-    ) -> str | None:
-        """Revoke the tokens and find the provider's own sign-out page. Never fails the sign-out."""
-        settings = view.provider(idp_id)
-        if settings is None:
-            return None
-        try:
-            async with asyncio.timeout(_SIGN_OUT_PROVIDER_S):
-                provider = self._providers.provider(settings)
-                if session is not None and session.HasField("oauth_token"):
-                    await self._revoke(provider, session)
-                return await provider.end_session_url(
-                    id_token_hint=session.id_token.raw if session is not None else "",
-                    post_logout_redirect_uri=sign_out.post_logout_url(view, request),
-                )
-        except (GatehouseError, TimeoutError) as error:
-            self._log.warning("provider sign-out failed", idp_id=settings.id, error=str(error))
-            return None
-
-    async def _revoke(self, provider: Provider, session: Session) -> None:
-        try:
-            await provider.revoke(
-                access_token=session.oauth_token.access_token,
-                refresh_token=session.oauth_token.refresh_token,
-            )
-        except GatehouseError as error:
-            self._log.warning("token revocation failed", session_id=session.id, error=str(error))
-
-    async def _signed_out(self, _call: Call) -> Response:
-        return html(render_signed_out())
 
     def _provider_settings(self, view: AuthenticateView, idp_id: str) -> IdentityProviderSettings:
         settings = view.provider(idp_id)

@@ -10,12 +10,16 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from gatehouse.authenticate.core.records import USER_PATHS
 from gatehouse.common.clock import Clock
 from gatehouse.common.databroker.client import DatabrokerClient
+from gatehouse.common.databroker.person import Person, read_person
 from gatehouse.common.databroker.records import record_of, timestamp_of, unpack
+from gatehouse.common.databroker.session_ending import end_sessions
 from gatehouse.common.errors import GatehouseError
 from gatehouse.common.ids import SESSION, USER
 from gatehouse.common.pages.refusal import storage_unavailable
+from gatehouse.common.session.ending import Ending
 from gatehouse.pb.session_pb2 import Session
 from gatehouse.pb.user_pb2 import User
 
@@ -52,14 +56,32 @@ class SessionWriter:
             record = await self._databroker.get(USER, user_id)
             return None if record is None else unpack(record, User)
 
-    async def store(self, session: Session, user: User) -> StoredSession:
-        """Write user and session in one transaction."""
+    async def person(self, user_id: str) -> Person:
+        """What is known about a person, for the page that shows it to them."""
         with _as_unavailable():
-            response = await self._databroker.put(
-                [record_of(user, user.id), record_of(session, session.id)]
-            )
+            return await read_person(self._databroker, user_id)
+
+    async def store(self, session: Session, user: User, known: User | None) -> StoredSession:
+        """Write the session and what is new of its user; `known` is the user as it was read.
+
+        Of a known user only the fields of a sign-in are written: what others write meanwhile (an
+        enrolled device) stays. A new user comes with the session, in one transaction.
+        """
+        with _as_unavailable():
+            records = [record_of(session, session.id)]
+            if known is None or not await self._update(user, known):
+                user.ClearField("device_credential_ids")  # those of a user who was deleted
+                records.insert(0, record_of(user, user.id))
+            response = await self._databroker.put(records)
         versions = [record.version for record in response.records if record.type == SESSION]
         return StoredSession(response.server_version, max(versions, default=0))
+
+    async def _update(self, user: User, known: User) -> bool:
+        """Bring the record of a known user up to date; False if there is none any more."""
+        if user == known:
+            return True
+        response = await self._databroker.patch([record_of(user, user.id)], USER_PATHS)
+        return bool(response.records)
 
     async def end(self, session_id: str) -> Session | None:
         """Delete the session; the tombstone keeps its data. Returns what it was."""
@@ -71,6 +93,29 @@ class SessionWriter:
             record.deleted_at.CopyFrom(timestamp_of(self._clock.now_s()))
             await self._databroker.put([record])
             return session
+
+    async def end_all(self, ending: Ending) -> tuple[Session, ...]:
+        """Delete every session that `ending` includes. Returns what they were."""
+        with _as_unavailable():
+            return await end_sessions(self._databroker, ending, self._clock)
+
+    async def end_once(
+        self, name: str, remember_s: float, ending: Ending
+    ) -> tuple[Session, ...] | None:
+        """Do it, unless it was done under this name within the time: then None.
+
+        What failed half-way may be tried again under the same name.
+        """
+        with _as_unavailable():
+            lease = await self._databroker.acquire_lease(name, remember_s)
+            if lease is None:
+                return None
+            try:
+                return await end_sessions(self._databroker, ending, self._clock)
+            except GatehouseError:
+                with contextlib.suppress(GatehouseError):
+                    await self._databroker.release_lease(name, lease)
+                raise
 
 
 @contextlib.contextmanager

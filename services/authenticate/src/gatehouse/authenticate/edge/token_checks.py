@@ -17,10 +17,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from gatehouse.authenticate.core.view import AuthenticateView
-from gatehouse.authenticate.edge.providers import ProviderPool
 from gatehouse.common.clock import Clock
 from gatehouse.common.errors import GatehouseError, InvalidArgumentError, UnauthenticatedError
 from gatehouse.common.identity.errors import IdentityRefusedError
+from gatehouse.common.identity.pool import ProviderPool
 from gatehouse.common.identity.token_check import (
     AUDIENCE,
     MAX_QUESTION_BYTES,

@@ -114,7 +114,7 @@ def compile_bearer(settings: ResolvedSettings, issues: list[Issue]) -> BearerPla
     """How each route reads bearer tokens; what cannot be, goes to `issues`."""
     everywhere = settings.settings
     routes: dict[str, BearerPlan] = {}
-    for route in settings.routes:
+    for index, route in enumerate(settings.routes):
         here = route.settings
         chosen = here.bearer_token_format or everywhere.bearer_token_format
         if chosen not in READ_FORMATS:
@@ -124,7 +124,7 @@ def compile_bearer(settings: ResolvedSettings, issues: list[Issue]) -> BearerPla
         if audiences is None:
             audiences = everywhere.idp_access_token_allowed_audiences
         names = here.identity_providers
-        where = f"routes[{route.index}].bearer_token_format"
+        where = f"routes[{index}].bearer_token_format"
         if chosen is not BearerTokenFormat.JWT and provider is None:
             issues.append(_error(where, f"{chosen} needs an identity provider", "set idp_provider"))
         plan = _plan(chosen, provider.id if provider is not None else "", audiences, names)

@@ -34,6 +34,22 @@ _METHODS: Final = frozenset(
 _MAX_CHAIN: Final = 256 * 1024  # characters of a URL-encoded certificate chain
 
 
+@dataclass(frozen=True, slots=True)
+class MCPRequest:
+    """A JSON-RPC request to an MCP server, parsed."""
+
+    method: str
+    tool: str = ""  # of `tools/call`; "" when its parameters name none
+
+
+@dataclass(frozen=True, slots=True)
+class SSHLogin:
+    """Who asks to log in over SSH, and with what."""
+
+    username: str
+    public_key: bytes  # wire format; a certificate is one too
+
+
 @dataclass(slots=True)
 class RequestFacts:
     """One request, as policy, headers and log see it. Not to be changed once read."""
@@ -58,6 +74,8 @@ class RequestFacts:
     client_assertion: str = ""  # what the client itself sent as x-pomerium-jwt-assertion
     now_s: float = 0.0  # Unix time at which the request came
     records: Mapping[RecordKey, FrozenObject | None] = field(default_factory=dict)
+    mcp: MCPRequest | None = None  # None: not one, or not to be parsed
+    ssh: SSHLogin | None = None  # None: a request over HTTP
     problem: str = ""  # not empty: no policy should see this request; answer 400
 
     @property

@@ -105,6 +105,14 @@ def allowed(
     )
 
 
+def with_metadata(response: Any, name: str, text: str) -> Any:
+    """A copy of an answer with one more field in its metadata. The answer itself may be shared."""
+    copy = CheckResponse()
+    copy.CopyFrom(response)
+    copy.dynamic_metadata.fields[name].string_value = text
+    return copy
+
+
 def denied(
     facts: RequestFacts,
     status: int,
@@ -119,7 +127,7 @@ def denied(
     `advice` is what the administrator wants people to read; it replaces our own next steps.
     """
     request_id = safe_request_id(facts.request_id)
-    if "kubernetes/" in facts.headers.get("user-agent", ""):
+    if is_kubernetes(facts):
         body = _kubernetes_status(status, request_id)
         return _response(status, body, [("content-type", "application/json"), _NO_STORE], metadata)
     if facts.path == "/robots.txt":

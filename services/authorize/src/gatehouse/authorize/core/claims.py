@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import decimal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from google.protobuf.struct_pb2 import ListValue, Value
@@ -52,12 +52,33 @@ class Claims:
 NO_CLAIMS: Final = Claims((), ())
 
 
+class SharedTexts:
+    """Gives equal texts as one object where it has seen them lately; a fixed number of them.
+
+    Groups are shared by many people and found again. Names and addresses are each one's own: an
+    entry for each of them (as `sys.intern` keeps) would cost more than the text.
+    """
+
+    def __init__(self, places: int = 1 << 14) -> None:
+        self._places: list[str] = [""] * places
+
+    def __call__(self, text: str) -> str:
+        """Return an equal text: the one that was seen before, if it is still at hand."""
+        place = hash(text) % len(self._places)
+        held = self._places[place]
+        if held == text:
+            return held
+        self._places[place] = text
+        return text
+
+
 class ClaimsReader:
     """Makes Claims out of protobuf, sharing what many records have in common."""
 
     def __init__(self, shared_limit: int = 1024) -> None:
         self._shared: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._limit = shared_limit
+        self._texts = SharedTexts()
 
     def read(self, claims: Mapping[str, ListValue]) -> Claims:
         """Values keep their types: string, number, boolean, null, and nested lists and objects."""
@@ -66,7 +87,7 @@ class ClaimsReader:
         names = tuple(sys.intern(name) for name in sorted(claims))
         values: list[Data] = []
         for name in names:
-            items = tuple(value_of(item) for item in claims[name].values)
+            items = tuple(value_of(item, self._texts) for item in claims[name].values)
             # A lone list or object stays wrapped, so that it cannot be taken for several values.
             single = len(items) == 1 and not isinstance(items[0], tuple)
             values.append(items[0] if single else items)
@@ -81,23 +102,26 @@ class ClaimsReader:
         return names
 
 
-def value_of(value: Value, depth: int = 0) -> Data:
-    """A protobuf Value as immutable data; numbers without fraction become integers."""
+def value_of(value: Value, share: Callable[[str], str] = str, depth: int = 0) -> Data:
+    """A protobuf Value as immutable data; numbers without fraction become integers.
+
+    `share` is asked for the one object of a text that many values have.
+    """
     if depth > _MAX_DEPTH:
         raise ValueError("value is nested too deeply")
     match value.WhichOneof("kind"):
         case "string_value":
-            return sys.intern(value.string_value)
+            return share(value.string_value)
         case "bool_value":
             return value.bool_value
         case "number_value":
             number = value.number_value
             return int(number) if number.is_integer() and abs(number) < 2**53 else number
         case "list_value":
-            return tuple(value_of(item, depth + 1) for item in value.list_value.values)
+            return tuple(value_of(item, share, depth + 1) for item in value.list_value.values)
         case "struct_value":
             fields = value.struct_value.fields
-            return FrozenObject({key: value_of(fields[key], depth + 1) for key in fields})
+            return FrozenObject({key: value_of(fields[key], share, depth + 1) for key in fields})
         case _:
             return None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -120,6 +121,12 @@ class HandleReader:
             self._known.put(key, known)
         handle, limits = known
         return handle if limits is None or _is_time(limits, now_s) else None
+
+    def good_until_s(self, credential: Credential) -> float:
+        """When a credential that was read ceases to hold by itself, Unix seconds."""
+        known = self._known.get((credential.place is Place.COOKIE, credential.token))
+        limits = known[1] if known is not None else None
+        return float(limits["exp"]) if limits is not None and "exp" in limits else math.inf
 
     def _verified(self, token: str, now_s: float, *, is_cookie: bool) -> _Known | None:
         # Only a token with a time limit of its own is judged by the clock, here and each time.

@@ -5,6 +5,8 @@ Nothing here waits: the edge looks the identity up between `prepare` and `answer
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,13 +17,16 @@ from gatehouse.authorize.core.check_response import (
     denied,
     redirect,
     wants_sign_in_page,
+    with_metadata,
 )
 from gatehouse.authorize.core.credentials import (
     HandleReader,
+    Place,
     carries_token,
     find_credential,
     has_cookie,
 )
+from gatehouse.authorize.core.envelope import Basis, described_headers, envelope
 from gatehouse.authorize.core.evaluator import (
     ROUTE_NOT_FOUND,
     Allow,
@@ -55,7 +60,9 @@ from gatehouse.authorize.core.sign_in import (
     sign_in_redirect,
 )
 from gatehouse.common.clock import Rng
+from gatehouse.common.extauthz_context import ENVELOPE_FIELD
 from gatehouse.common.session.handle import Handle
+from gatehouse.common.session.query_params import SESSION
 
 _RESPONSES: Final = 20_000
 _ANONYMOUS_RESPONSES: Final = 512
@@ -77,6 +84,8 @@ class Prepared:
     handle: Handle | None
     bearer: BearerRequest | None = None  # a provider's token, to be verified; there is no handle
     problem: str = ""  # not empty: answer 400
+    has_credential: bool = False  # good or not
+    good_until_s: float = math.inf  # when the handle ends by itself, Unix seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,25 +96,46 @@ class Answer:
     evaluation: Evaluation | None  # None: refused before policy
     outcome: Outcome | None
     removed_groups: int = 0  # kept from the upstream by the groups filter
+    headers_s: float | None = None  # what the headers for the upstream took; None: it gets nothing
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """An allow that may be given again while its assertion is the same."""
+
+    response: Any
+    assertion: Assertion | None
+    headers: str  # as the envelope has them; "" when the route's decisions are not remembered
+
+    @property
+    def renew_at_s(self) -> float:
+        return self.assertion.renew_at_s if self.assertion is not None else math.inf
+
+
+def _unmeasured_s() -> float:
+    return 0.0
 
 
 class Decider:
     """Decides by one configuration. Everything that it remembers ends with it."""
 
-    def __init__(self, plans: Plans, rng: Rng) -> None:
+    def __init__(
+        self, plans: Plans, rng: Rng, monotonic_s: Callable[[], float] = _unmeasured_s
+    ) -> None:
+        """`monotonic_s` is for what is told of durations; no decision depends on it."""
         self.plans = plans
         self._rng = rng
+        self._monotonic_s = monotonic_s
         self._handles = HandleReader(plans.shared_secrets)
         self._signer = AssertionSigner(plans.signing_keys[0], rng.uuid4)
-        self._responses: LruCache[tuple[RoutePlan, Identity, str], tuple[Assertion | None, Any]] = (
-            LruCache(_RESPONSES)
-        )
-        self._nobody_inside = allowed(
+        self._responses: LruCache[tuple[RoutePlan, Identity, str], _Made] = LruCache(_RESPONSES)
+        nobody_inside = allowed(
             (), remove=plans.internal.headers.removed, metadata=_metadata(ANONYMOUS, plans.internal)
         )
-        self._anonymous_responses: LruCache[
-            tuple[RoutePlan, Identity, str], tuple[Assertion | None, Any]
-        ] = LruCache(_ANONYMOUS_RESPONSES)
+        self._nobody_inside = _Made(nobody_inside, None, "")
+        self._anonymous_responses: LruCache[tuple[RoutePlan, Identity, str], _Made] = LruCache(
+            _ANONYMOUS_RESPONSES
+        )
 
     def prepare(self, facts: RequestFacts, now_s: float) -> Prepared:
         """Find the route that Envoy chose, by its id, and the session the request names.
@@ -121,7 +151,7 @@ class Decider:
         if reading is not None and token is not None:
             if reading.excludes_cookie and has_cookie(facts, self.plans.cookie_name):
                 return Prepared(plan, None, problem=_TWO_CREDENTIALS)
-            return Prepared(plan, None, BearerRequest(reading, token))
+            return Prepared(plan, None, BearerRequest(reading, token), has_credential=True)
         credential = find_credential(facts, self.plans.cookie_name)
         handle = self._handles.read(credential, now_s) if credential is not None else None
         if handle is not None and handle.idp_id:
@@ -132,7 +162,14 @@ class Decider:
             )
             if not fits:
                 handle = None
-        return Prepared(plan, handle)
+        if handle is not None and self.plans.cookie_audience:
+            assert credential is not None
+            if credential.place is Place.COOKIE and not handle.is_for(facts.hostname):
+                handle = None
+        if credential is None or handle is None:
+            return Prepared(plan, None, has_credential=credential is not None)
+        good_until_s = self._handles.good_until_s(credential)
+        return Prepared(plan, handle, has_credential=True, good_until_s=good_until_s)
 
     def answer(
         self,
@@ -141,8 +178,13 @@ class Decider:
         identity: Identity,
         now_s: float,
         tokens: Tokens = NO_TOKENS,
+        basis: Basis | None = None,
     ) -> Answer:
-        """Ask policy and build what Envoy is told. Whatever is raised here must deny."""
+        """Ask policy and build what Envoy is told. Whatever is raised here must deny.
+
+        `basis` was taken before identity, tokens and records were looked up; without it an allow is
+        not to be remembered.
+        """
         metadata = _metadata(identity, prepared.plan)
         problem = facts.problem or prepared.problem
         if problem:
@@ -157,15 +199,30 @@ class Decider:
             evaluation = plan.evaluate(facts, identity)
         outcome = decide(evaluation)
         removed_groups = 0
+        headers_s: float | None = None
         if isinstance(outcome, EnrolDevice) and facts.path in DEVICE_PATHS:
             outcome = Allow(outcome.reasons)
+            basis = None  # the path let it through, not the policy
         if isinstance(outcome, Allow):
             assert plan is not None
             if plan.headers.kubernetes_token and not impersonated_user(identity):
                 # Without a user to impersonate the request would act as the account itself.
                 response = denied(facts, 403, metadata=metadata, detail=_NOBODY_TO_IMPERSONATE)
             else:
-                response = self._allowed(facts, plan, identity, tokens, now_s)
+                started_s = self._monotonic_s()
+                made = self._allowed(facts, plan, identity, tokens, now_s)
+                headers_s = self._monotonic_s() - started_s
+                response = made.response
+                if basis is not None and _may_be_remembered(facts, prepared, plan, identity):
+                    text = envelope(
+                        plan,
+                        identity,
+                        basis,
+                        ends_s=(prepared.good_until_s, evaluation.valid_until_s, made.renew_at_s),
+                        now_s=now_s,
+                        headers=made.headers,
+                    )
+                    response = with_metadata(response, ENVELOPE_FIELD, text) if text else response
             if plan.headers.groups_filter is not None:
                 removed_groups = told_groups(identity, plan.headers.groups_filter)[1]
         elif isinstance(outcome, SignIn):
@@ -182,7 +239,7 @@ class Decider:
                 email=identity.log_email,
                 advice=_advice(plan, facts, identity, outcome),
             )
-        return Answer(response, evaluation, outcome, removed_groups)
+        return Answer(response, evaluation, outcome, removed_groups, headers_s)
 
     def refused_token(self, facts: RequestFacts, prepared: Prepared) -> Answer:
         """The answer to a bearer token that does not hold: policy is not asked."""
@@ -197,7 +254,7 @@ class Decider:
         identity: Identity,
         tokens: Tokens,
         now_s: float,
-    ) -> Any:
+    ) -> _Made:
         headers_plan = plan.headers
         if facts.internal and identity is ANONYMOUS:
             # Nobody to speak of, at a host that anybody may make up: nothing is signed or kept.
@@ -212,8 +269,8 @@ class Decider:
         responses = self._anonymous_responses if identity is ANONYMOUS else self._responses
         if not is_own:
             known = responses.get(key)
-            if known is not None and known[0] is assertion:
-                return known[1]
+            if known is not None and known.assertion is assertion:
+                return known
         headers = request_headers(headers_plan, identity, facts, assertion, tokens)
         if facts.client_assertion and headers_plan.passes_identity and not facts.internal:
             verified = verified_client_assertion(
@@ -226,9 +283,11 @@ class Decider:
         if headers_plan.kubernetes_token:
             metadata[IMPERSONATED_GROUPS] = impersonated_groups(identity, headers_plan)
         response = allowed(headers, remove=headers_plan.removed, metadata=metadata)
+        described = described_headers(response.ok_response) if plan.inputs is not None else ""
+        made = _Made(response, assertion, described)
         if not is_own:
-            responses.put(key, (assertion, response))
-        return response
+            responses.put(key, made)
+        return made
 
     def _sign_in(
         self,
@@ -277,12 +336,30 @@ def _advice(
         return ()
     found = [f"Reasons: {', '.join(sorted(outcome.reasons)) or 'no rule lets you in'}."]
     for detail in plan.details:
-        if not detail.policy.evaluate(facts, identity).allow.value:
+        if detail.refuses(facts, identity):
             texts = (detail.explanation, detail.remediation)
             text = " ".join(part for part in texts if part)
             if text:
                 found.append(f"{detail.name}: {text}" if detail.name else text)
     return tuple(found)
+
+
+def _may_be_remembered(
+    facts: RequestFacts, prepared: Prepared, plan: RoutePlan, identity: Identity
+) -> bool:
+    """True when an equal request would be answered so, but for records, time and configuration.
+
+    A credential that means nobody is never kept as a key: it may come to mean somebody.
+    """
+    return (
+        plan.inputs is not None
+        and not facts.internal
+        and bool(plan.checksum)
+        and facts.route_checksum == plan.checksum  # Envoy's configuration is ours
+        and not facts.client_assertion
+        and SESSION not in facts.query
+        and (identity.has_session if prepared.has_credential else identity is ANONYMOUS)
+    )
 
 
 def _metadata(identity: Identity, plan: RoutePlan | None) -> dict[str, object]:

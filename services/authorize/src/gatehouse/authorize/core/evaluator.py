@@ -14,15 +14,14 @@ from typing import Final, TypeAlias
 from gatehouse.authorize.core.check_request import RequestFacts
 from gatehouse.authorize.core.criteria import compile_criterion
 from gatehouse.authorize.core.criteria.facts import (
-    NOTHING,
     UNAUTHENTICATED,
     Compiled,
-    Fact,
     RecordNeed,
     Result,
 )
 from gatehouse.authorize.core.identity import Identity
 from gatehouse.common.policy.ast import Action, Criterion, Operator, Policy
+from gatehouse.common.policy.facts import Fact, policy_reads
 from gatehouse.common.policy.matchers import ANY_DEVICE
 
 _CERTIFICATE_REASONS: Final = frozenset(
@@ -108,6 +107,7 @@ _INTERNAL_WITH_SESSION: Final = frozenset(
         "webauthn",
         "routes",
         "api/v1/routes",
+        "explain",
         "mcp/authorize",
         "mcp/connect",
         "mcp/routes",
@@ -156,9 +156,7 @@ class CompiledPolicy:
     def __init__(self, policy: Policy) -> None:
         self.groups = tuple(_groups(policy))
         compiled = [c for group in self.groups for _, c in group.criteria]
-        self.reads: Fact = NOTHING
-        for criterion in compiled:
-            self.reads |= criterion.reads
+        self.reads: Fact = policy_reads(policy)
         self.records: frozenset[RecordNeed] = frozenset(c.record for c in compiled if c.record)
         self._clocks = tuple(c.until_s for c in compiled if c.until_s is not None)
         self._allow = tuple(_Step(group) for group in self.groups if group.action == "allow")

@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 from gatehouse.authorize.core.check_request import RequestFacts
 from gatehouse.authorize.core.claims import json_of
 from gatehouse.authorize.core.client_certificate import leaf_facts
-from gatehouse.authorize.core.criteria.facts import UNAUTHENTICATED, Compiled, Fact, Result
+from gatehouse.authorize.core.criteria.facts import UNAUTHENTICATED, Compiled, Result
 from gatehouse.authorize.core.evaluator import (
     Allow,
     CompiledPolicy,
@@ -30,8 +30,10 @@ from gatehouse.authorize.core.evaluator import (
     merged,
 )
 from gatehouse.authorize.core.identity import Identity
+from gatehouse.common.observability.redaction import REDACTED, is_secret_name
 from gatehouse.common.policy.ast import Action, Criterion, Policy
 from gatehouse.common.policy.errors import format_path
+from gatehouse.common.policy.facts import Fact
 
 _MAX_TRIED: Final = 256  # combinations of changes that are looked at
 _MAX_SHOWN: Final = 5
@@ -176,7 +178,10 @@ def _facts(
     match criterion.name:
         case "claim":
             name = criterion.sub_path
-            yield f"claim {name}", [json_of(value) for value in identity.claims.get(name, ())]
+            shown = [json_of(value) for value in identity.claims.get(name, ())]
+            # A provider may put a token into a claim; who looks on needs none (security R36).
+            is_secret = is_secret_name(name.rpartition(".")[2])
+            yield f"claim {name}", REDACTED if shown and is_secret else shown
         case "groups":
             known = identity.group_ids
             yield "groups", list(known) if known is not None else "not in the directory"
@@ -207,6 +212,11 @@ def _facts(
         yield "certificate", "none" if leaf is None else leaf.fingerprint
     if Fact.CERTIFICATE_VALIDITY in reads:
         yield "certificate valid", request.certificate_valid
+    if Fact.MCP in reads:
+        yield "mcp method", request.mcp.method if request.mcp is not None else "none"
+        yield "mcp tool", request.mcp.tool if request.mcp is not None else "none"
+    if Fact.SSH in reads:
+        yield "ssh user", request.ssh.username if request.ssh is not None else ""
     if Fact.TIME in reads:
         yield "time", dt.datetime.fromtimestamp(request.now_s, dt.UTC).isoformat()
 

@@ -1,10 +1,10 @@
-"""An explanation as it goes over the wire (gatehouse.authorize.v1.ExplainService)."""
+"""An explanation as it goes over the wire (gatehouse.authorize.v1.ExplainService) and as JSON."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from google.protobuf.json_format import ParseDict
+from google.protobuf.json_format import MessageToDict, ParseDict
 
 from gatehouse.authorize.core.evaluator import Verdict
 from gatehouse.authorize.core.explain import Explanation
@@ -63,6 +63,13 @@ def explain_answer(
     if until_s != float("inf"):
         document["valid_until"] = until_s
     return ParseDict(document, authorize_pb2.ExplainResponse())
+
+
+def document(answer: authorize_pb2.ExplainResponse) -> dict[str, Any]:
+    """An answer as JSON has it, with the names of the message."""
+    return MessageToDict(
+        answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
 
 
 def _verdict(verdict: Verdict) -> dict[str, object]:

@@ -7,7 +7,7 @@ limit has passed; see `IdentityCache`.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias, TypeVar
 
@@ -34,6 +34,7 @@ from gatehouse.common.ids import (
     TypeUrl,
 )
 from gatehouse.common.policy.ast import Data
+from gatehouse.common.record_keys import keys_by_type
 from gatehouse.common.session.validity import session_problem
 
 T = TypeVar("T")
@@ -124,6 +125,7 @@ class Identity:
     session_claims: Claims = NO_CLAIMS
     user_claims: Claims = NO_CLAIMS
     good_until_s: float = math.inf  # Unix seconds; look again from then on
+    rests_on: tuple[tuple[TypeUrl, str], ...] = ()  # keys of the records it was made of, by type
     subject: Subject = field(default_factory=Subject)
 
     def header_claim(self, name: str) -> tuple[Data, ...] | None:
@@ -146,12 +148,17 @@ class IdentityCache:
     def __init__(self, capacity: int = 50_000) -> None:
         self._identities: LruCache[str, Identity] = LruCache(capacity)
 
-    def resolve(self, handle_id: str, subject: Subject, now_s: float) -> Identity:
-        """The identity of a subject; the same object while nothing about it has changed."""
+    def resolve(
+        self, handle_id: str, subject: Subject, now_s: float, lookups: Sequence[Lookup] = ()
+    ) -> Identity:
+        """The identity of a subject; the same object while nothing about it has changed.
+
+        `lookups`: all that was asked for to find the subject. It follows from handle and subject.
+        """
         known = self._identities.get(handle_id)
         if known is not None and now_s < known.good_until_s and known.subject.is_same(subject):
             return known
-        identity = resolve_identity(subject, now_s)
+        identity = resolve_identity(subject, now_s, lookups)
         if identity is ANONYMOUS:
             self._identities.drop(handle_id)
         else:
@@ -234,17 +241,18 @@ def unexpired(expires_at_s: float | None, now_s: float) -> bool:
     return session_problem(expires_at_s, None, True, now_s) is None  # noqa: FBT003
 
 
-def resolve_identity(subject: Subject, now_s: float) -> Identity:
+def resolve_identity(subject: Subject, now_s: float, lookups: Sequence[Lookup] = ()) -> Identity:
     """From records to an identity; ANONYMOUS when none of them makes a usable session."""
     if subject.session is not None:
         if not usable(subject.session, now_s):
             return ANONYMOUS
-        return _from_session(subject, subject.session, now_s)
+        return _from_session(subject, subject.session, now_s, lookups)
     account = subject.service_account
     if account is None or not unexpired(account.expires_at_s, now_s):
         return ANONYMOUS
     return _identity(
         subject,
+        lookups,
         session_id=account.id,
         user_id=account.user_id,
         session_claims=NO_CLAIMS,
@@ -253,7 +261,9 @@ def resolve_identity(subject: Subject, now_s: float) -> Identity:
     )
 
 
-def _from_session(subject: Subject, session: SessionFacts, now_s: float) -> Identity:
+def _from_session(
+    subject: Subject, session: SessionFacts, now_s: float, lookups: Sequence[Lookup]
+) -> Identity:
     good_until_s = min(
         _limit(session.expires_at_s),
         math.inf if session.refreshable else _limit(session.token_expires_at_s),
@@ -261,6 +271,7 @@ def _from_session(subject: Subject, session: SessionFacts, now_s: float) -> Iden
     if not session.impersonate_session_id:
         return _identity(
             subject,
+            lookups,
             session_id=session.id,
             user_id=session.user_id,
             session_claims=session.claims,
@@ -285,6 +296,7 @@ def _from_session(subject: Subject, session: SessionFacts, now_s: float) -> Iden
         )
     return _identity(
         subject,
+        lookups,
         session_id=session.id,
         user_id=other.user_id,
         session_claims=other.claims,
@@ -299,6 +311,7 @@ def _from_session(subject: Subject, session: SessionFacts, now_s: float) -> Iden
 
 def _identity(
     subject: Subject,
+    lookups: Sequence[Lookup],
     *,
     session_id: str,
     user_id: str,
@@ -330,6 +343,7 @@ def _identity(
         session_claims=session_claims,
         user_claims=user_claims,
         good_until_s=good_until_s,
+        rests_on=keys_by_type(lookups),
         subject=subject,
     )
 

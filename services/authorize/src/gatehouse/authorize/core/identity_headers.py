@@ -15,10 +15,10 @@ from typing import Any, Final, TypeAlias
 from gatehouse.authorize.core.check_request import RequestFacts
 from gatehouse.authorize.core.claims import claim_text
 from gatehouse.authorize.core.client_certificate import leaf_facts
-from gatehouse.authorize.core.header_templates import Reference, Source
 from gatehouse.authorize.core.identity import ANONYMOUS, Identity
 from gatehouse.authorize.core.lru import LruCache
 from gatehouse.authorize.core.route_plan import SERVERLESS_HEADER, HeaderPlan
+from gatehouse.common.config.header_templates import Reference, Source
 from gatehouse.common.errors import InvalidTokenError
 from gatehouse.common.jose.keys import SigningKey, sign_jwt, verify_jwt
 from gatehouse.common.jose.times import check_times

@@ -136,7 +136,9 @@ class RecordReader:
             idp_id=session.idp_id,
             expires_at_s=_seconds(session, "expires_at"),
             token_expires_at_s=_seconds(token, "expires_at"),
-            refreshable=bool(token.refresh_token) and not session.refresh_disabled,
+            # The stream leaves the token out and says whether there is one.
+            refreshable=(token.has_refresh_token or bool(token.refresh_token))
+            and not session.refresh_disabled,
             impersonate_session_id=session.impersonate_session_id,
             claims=self._claims.read(session.claims),
             devices=_devices(session),

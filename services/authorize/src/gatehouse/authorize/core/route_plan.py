@@ -12,17 +12,17 @@ from typing import Final
 from gatehouse.authorize.core.bearer import BearerPlans, compile_bearer
 from gatehouse.authorize.core.check_request import ForwardedFor, RequestFacts
 from gatehouse.authorize.core.client_trust import ClientTrust, Verdicts
-from gatehouse.authorize.core.criteria import Fact
 from gatehouse.authorize.core.evaluator import CompiledPolicy, Evaluation
 from gatehouse.authorize.core.google_identity import ServiceAccount, parse_account
-from gatehouse.authorize.core.header_templates import Source, Template, parse_template
 from gatehouse.authorize.core.identity import Identity
 from gatehouse.authorize.core.lru import LruCache
+from gatehouse.common.config.decision_inputs import DecisionDeclarations, DecisionInputs
+from gatehouse.common.config.documents import parse_yaml_value
+from gatehouse.common.config.header_templates import Source, Template, parse_template
 from gatehouse.common.config.issues import ConfigError, Issue, Severity
 from gatehouse.common.config.model import (
     JWTIssuerFormat,
     LoadBalancingPolicy,
-    MTLSEnforcement,
 )
 from gatehouse.common.config.resolved import ResolvedRoute, ResolvedSettings
 from gatehouse.common.config.route_checks import depends_on_host
@@ -31,7 +31,9 @@ from gatehouse.common.ids import TypeUrl
 from gatehouse.common.jose.keys import SigningKey
 from gatehouse.common.policy.ast import Policy
 from gatehouse.common.policy.errors import PolicyError, format_path
-from gatehouse.common.policy.legacy import route_policy, with_client_certificate_rule
+from gatehouse.common.policy.facts import Fact
+from gatehouse.common.policy.legacy import route_policy
+from gatehouse.common.policy.parser import parse_policy
 
 _HASHING: Final = frozenset({LoadBalancingPolicy.RING_HASH, LoadBalancingPolicy.MAGLEV})
 _PER_REQUEST: Final = frozenset(
@@ -95,6 +97,17 @@ class Detail:
     explanation: str
     remediation: str
 
+    def refuses(self, facts: RequestFacts, identity: Identity) -> bool:
+        """True when this policy itself says no, or says who may come in and it is nobody of these.
+
+        One that only denies, and does not here, has nothing to explain.
+        """
+        evaluation = self.policy.evaluate(facts, identity)
+        if evaluation.deny.value:
+            return True
+        lets_in = any(group.action == "allow" for group in self.policy.groups)
+        return lets_in and not evaluation.allow.value
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RoutePlan:
@@ -113,6 +126,7 @@ class RoutePlan:
     shows_details: bool = False
     details: tuple[Detail, ...] = ()
     client_trust: ClientTrust | None = None  # None: every client certificate is as good as any
+    inputs: DecisionInputs | None = None  # what decisions depend on; None: never remembered
 
     def evaluate(self, facts: RequestFacts, identity: Identity) -> Evaluation:
         """Ask the policy, with the client certificate judged by the route's authorities.
@@ -147,32 +161,69 @@ class Plans:
     shared_secrets: tuple[bytes, ...] = field(repr=False)
     signing_keys: tuple[SigningKey, ...]
     cookie_name: str
+    cookie_audience: bool  # whether a cookie counts on the hosts it was made for alone
     authenticate_url: str
     log_fields: tuple[str, ...]
     max_staleness_s: float  # 0: no limit
     bearer: BearerPlans
     forwarded: ForwardedFor
     record_types: frozenset[TypeUrl] = frozenset()  # of external data sources, used by policies
+    left_out: tuple[Issue, ...] = ()  # stored routes whose policy cannot be used: nobody gets in
+    explain_policy: CompiledPolicy | None = None  # who may ask for explanations; None: nobody
+    made: Made | None = field(default=None, repr=False)  # for those of the next configuration
 
 
-def compile_plans(settings: ResolvedSettings) -> Plans:
-    """Compile every route. ConfigError holds all that is wrong, with each route's key."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Made:
+    """What plans were made of: a route that did not change keeps its plan, where all else equals.
+
+    Route objects are immutable; one is kept with its plan, so that its identity stays its own.
+    """
+
+    basis: object  # everything but the routes that a plan is made of
+    plans: Mapping[int, tuple[ResolvedRoute, RoutePlan]]  # by id() of the route object
+    trusts: _Trusts
+
+
+def compile_plans(settings: ResolvedSettings, before: Plans | None = None) -> Plans:
+    """Compile every route. ConfigError holds all that is wrong, with each route's key.
+
+    A bad policy of a stored route is no reason to refuse the rest: that route alone is left out.
+    `before` are any earlier plans, whose equal parts are used again; they change no decision.
+    """
     issues = list(_global_issues(settings))
+    left_out: list[Issue] = []
     google_account = _google_account(settings, issues)
     bearer = compile_bearer(settings, issues)
     routes: dict[str, RoutePlan] = {}
     idp_by_host: dict[str, str] = {}
-    trusts = _Trusts(settings)
+    basis = (
+        settings.without_routes(),
+        settings.refuses_bad_certificates,
+        tuple(key.kid for key in settings.signing_keys),
+    )
+    known = before.made if before is not None else None
+    if known is not None and known.basis != basis:
+        known = None
+    trusts = _Trusts(settings, None if known is None else known.trusts)
+    declarations = DecisionDeclarations(settings)
+    made: dict[int, tuple[ResolvedRoute, RoutePlan]] = {}
     for route in settings.routes:
-        plan = _route_plan(settings, route, trusts, issues)
+        plan: RoutePlan | None
+        if known is not None and id(route) in known.plans:
+            plan = known.plans[id(route)][1]
+        else:
+            found = left_out if route.is_stored else issues
+            plan = _route_plan(settings, route, trusts, declarations, found)
         if plan is not None:
+            made[id(route)] = (route, plan)
             routes.setdefault(route.id, plan)  # the first of equal ids is the one in force
             if plan.idp_id and not route.from_url.is_wildcard:
                 idp_by_host.setdefault(route.from_url.host, plan.idp_id)
     if issues:
         raise ConfigError(tuple(issues))
     default = settings.identity_provider.id if settings.identity_provider is not None else ""
-    found = {plan.idp_id for plan in routes.values()} | {default}
+    idp_ids = {plan.idp_id for plan in routes.values()} | {default}
     return Plans(
         generation=settings.generation,
         forwarded=ForwardedFor(
@@ -180,7 +231,7 @@ def compile_plans(settings: ResolvedSettings) -> Plans:
         ),
         routes=routes,
         internal=_internal_plan(settings),
-        idp_ids=frozenset(found - {""}),
+        idp_ids=frozenset(idp_ids - {""}),
         idp_id_by_host=idp_by_host,
         default_idp_id=default,
         google_account=google_account,
@@ -188,27 +239,30 @@ def compile_plans(settings: ResolvedSettings) -> Plans:
         shared_secrets=settings.shared_secrets,
         signing_keys=settings.signing_keys,
         cookie_name=settings.settings.cookie_name,
+        cookie_audience=settings.settings.cookie_audience,
         authenticate_url=settings.authenticate_url,
         log_fields=tuple(settings.settings.authorize_log_fields),
         max_staleness_s=settings.settings.max_staleness,
         record_types=frozenset(
             need.type_url for plan in routes.values() for need in plan.policy.records
         ),
+        left_out=tuple(left_out),
+        explain_policy=(
+            CompiledPolicy(settings.explain_policy) if settings.explain_policy is not None else None
+        ),
+        made=Made(basis, made, trusts),
     )
 
 
 class _Trusts:
     """The authorities of each route; routes with the same share what is known of chains."""
 
-    def __init__(self, settings: ResolvedSettings) -> None:
+    def __init__(self, settings: ResolvedSettings, before: _Trusts | None = None) -> None:
+        """`before`: those of equal global keys."""
         self._settings = settings
-        self._made: dict[bytes, ClientTrust] = {}
-        self._verdicts: Verdicts = LruCache(_JUDGED_CHAINS)
-        mtls = settings.settings.downstream_mtls
-        self.adds_rule = mtls.enforcement is not MTLSEnforcement.POLICY and (
-            settings.downstream_mtls_ca_pem is not None
-            or any(route.tls_downstream_client_ca_pem is not None for route in settings.routes)
-        )
+        self._before: Mapping[bytes, ClientTrust] = {} if before is None else before.made
+        self.made: dict[bytes, ClientTrust] = {}
+        self.verdicts: Verdicts = LruCache(_JUDGED_CHAINS) if before is None else before.verdicts
 
     def of(self, route: ResolvedRoute) -> ClientTrust | None:
         """None when neither the route nor the configuration names an authority."""
@@ -218,26 +272,29 @@ class _Trusts:
             pem = settings.downstream_mtls_ca_pem
         if pem is None:
             return None
-        if pem not in self._made:
+        if pem not in self.made and pem in self._before:
+            self.made[pem] = self._before[pem]
+        if pem not in self.made:
             mtls = settings.settings.downstream_mtls
-            self._made[pem] = ClientTrust(
+            self.made[pem] = ClientTrust(
                 pem,
                 settings.downstream_mtls_crl_pem or b"",
                 max_depth=mtls.max_verify_depth,
                 names=[pair for entry in mtls.match_subject_alt_names for pair in entry.items()],
-                verdicts=self._verdicts,
+                verdicts=self.verdicts,
             )
-        return self._made[pem]
+        return self.made[pem]
 
 
 def _route_plan(
-    settings: ResolvedSettings, route: ResolvedRoute, trusts: _Trusts, issues: list[Issue]
+    settings: ResolvedSettings,
+    route: ResolvedRoute,
+    trusts: _Trusts,
+    declarations: DecisionDeclarations,
+    issues: list[Issue],
 ) -> RoutePlan | None:
-    written = route.policy
     try:
-        policy = CompiledPolicy(
-            with_client_certificate_rule(written) if trusts.adds_rule else written
-        )
+        policy = CompiledPolicy(settings.policy_in_force(route))
     except PolicyError as error:
         issues.extend(
             _issue(route, f"policy.{format_path(p.path)}".rstrip("."), p.message)
@@ -260,12 +317,17 @@ def _route_plan(
         shows_details=route.settings.show_error_details,
         details=tuple(_details(route)) if route.settings.show_error_details else (),
         client_trust=trusts.of(route),
+        inputs=declarations.of(route),
     )
 
 
 def _details(route: ResolvedRoute) -> Iterator[Detail]:
     for sub in route.settings.sub_policies:
+        written: Policy | None = None
+        if sub.source_ppl:  # part of the route's policy already: it can be read
+            written = parse_policy(parse_yaml_value(sub.source_ppl)[0])
         policy = route_policy(
+            embedded=written,
             allowed_users=sub.allowed_users,
             allowed_domains=sub.allowed_domains,
             allowed_idp_claims=sub.allowed_idp_claims,
@@ -359,4 +421,6 @@ def _global_issues(settings: ResolvedSettings) -> Iterator[Issue]:
 
 
 def _issue(route: ResolvedRoute, key: str, message: str, fix: str = "") -> Issue:
-    return Issue(Severity.ERROR, f"routes[{route.index}].{key}", message, fix=fix)
+    return Issue(
+        Severity.ERROR, f"route {route.id} ({route.settings.from_}).{key}", message, fix=fix
+    )

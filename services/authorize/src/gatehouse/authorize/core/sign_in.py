@@ -11,13 +11,7 @@ from gatehouse.authorize.core.check_request import RequestFacts
 from gatehouse.common.clock import Rng
 from gatehouse.common.errors import InvalidArgumentError
 from gatehouse.common.jose.signed_url import sign_url
-from gatehouse.common.session.cookies import set_cookie
-from gatehouse.common.session.login_binding import (
-    COOKIE_PATH,
-    MAX_AGE_S,
-    cookie_name,
-    new_login_binding,
-)
+from gatehouse.common.session.login_binding import binding_cookie, held_nonce, new_login_binding
 from gatehouse.common.session.query_params import (
     ADDITIONAL_HOSTS,
     DEVICE_TYPE,
@@ -62,7 +56,7 @@ def sign_in_redirect(
     An URL too long to travel loses its query, then its path: better to arrive at the front door
     than nowhere. Raises InvalidArgumentError when not even that can be signed.
     """
-    binding = new_login_binding(rng)
+    binding = new_login_binding(rng, held_nonce(facts.cookie_lines, base_cookie_name))
     parameters = {IDP_ID: idp_id, LOGIN: binding.digest}
     if additional_hosts:
         parameters[ADDITIONAL_HOSTS] = ",".join(additional_hosts)
@@ -85,15 +79,7 @@ def sign_in_redirect(
             "the request's host is too long to return to",
             public_message="The address of this page is too long.",
         )
-    cookie = set_cookie(
-        cookie_name(base_cookie_name, binding.digest),
-        binding.nonce,
-        path=COOKIE_PATH,
-        max_age_s=MAX_AGE_S,
-        http_only=True,
-        same_site="lax",
-    )
-    return SignInRedirect(signed, cookie)
+    return SignInRedirect(signed, binding_cookie(base_cookie_name, binding))
 
 
 def device_redirect(facts: RequestFacts, device_type: str, key: bytes, *, now_s: float) -> str:

@@ -1,8 +1,8 @@
 """The audit log: one line for every decision, with the fields that were asked for.
 
-A line passes a processor chain of its own into the common handler. The common chain searches every
-field for secrets, which costs several times what the decision itself does; here only the fields
-that hold free text from a client are searched, and all others are ours by construction.
+A line goes straight to the common handler. The common chain searches every field for secrets, which
+costs several times what the decision itself does; here only the fields that hold free text from a
+client are searched, and all others are ours by construction.
 """
 
 from __future__ import annotations
@@ -20,8 +20,13 @@ from gatehouse.authorize.core.evaluator import Evaluation
 from gatehouse.authorize.core.identity import Identity
 from gatehouse.authorize.core.route_plan import RoutePlan
 from gatehouse.common.config.model import AUTHORIZE_LOG_FIELDS
-from gatehouse.common.observability.logging import get_logger
-from gatehouse.common.observability.redaction import REDACTED, is_secret_name, redact_text
+from gatehouse.common.observability.logging import get_logger, write_line
+from gatehouse.common.observability.redaction import (
+    REDACTED,
+    is_secret_name,
+    redact_query,
+    redact_text,
+)
 from gatehouse.common.pages import safe_request_id
 
 MESSAGE: Final = "authorize check"
@@ -31,9 +36,7 @@ _SHORT: Final = 128  # characters
 _VERSION_FIELDS: Final = ("databroker-server-version", "databroker-record-version")
 _NOT_HERE: Final = frozenset(
     # Known names with nothing to show for them in this build: bodies and tokens are not kept.
-    {
-        *("body", "id-token", "mcp-method", "mcp-tool", "mcp-tool-parameters"),
-    }
+    {"body", "id-token", "mcp-tool-parameters"}
 )
 
 
@@ -56,17 +59,23 @@ Getter = Callable[[Line], object]  # None: the field does not apply
 class AuthorizeLog:
     """Writes lines with a fixed choice of fields."""
 
-    def __init__(self, fields: Sequence[str]) -> None:
+    def __init__(self, fields: Sequence[str], new_id: Callable[[], str]) -> None:
+        """`new_id` names calls of Check, which come without a name of their own."""
         self._stdlib = logging.getLogger("gatehouse.authorize")
-        self._extra = {"_logger": self._stdlib, "_name": "info"}
         names = tuple(fields)
         if names == AUTHORIZE_LOG_FIELDS:
             names += _VERSION_FIELDS
         self._fields: list[tuple[str, Getter]] = []
+        self._headers: dict[str, Getter] = {}  # chosen one by one, by their names as chosen
         self.unknown: list[str] = []
         for name in names:
-            getter = _getter(name)
-            if getter is not None:
+            prefix, dot, header = name.partition(".")
+            getter = _GETTERS.get(name)
+            if name == "request-id":
+                self._fields.append((name, lambda _line: new_id()))
+            elif prefix == "headers" and dot and header:
+                self._headers[header] = _header_getter(header.lower())
+            elif getter is not None:
                 self._fields.append((name, getter))
             elif name not in _NOT_HERE:
                 self.unknown.append(name)
@@ -79,18 +88,14 @@ class AuthorizeLog:
     def write(self, line: Line) -> None:
         """Write one line."""
         if self._stdlib.isEnabledFor(logging.INFO):
-            event = {
-                "event": MESSAGE,
-                "level": "info",
-                "time": _timestamp(int(line.now_s)),
-                "service": "authorize",
-                **self.values(line),
-            }
-            # What structlog's wrap_for_formatter hands over, without a walk up the stack.
-            self._stdlib.handle(
-                self._stdlib.makeRecord(
-                    self._stdlib.name, logging.INFO, "", 0, event, (), None, None, self._extra
-                )
+            write_line(
+                {
+                    "level": "info",
+                    "time": _timestamp(int(line.now_s)),
+                    "service": "authorize",
+                    **self.values(line),
+                    "message": MESSAGE,
+                }
             )
 
     def values(self, line: Line) -> dict[str, object]:
@@ -100,19 +105,15 @@ class AuthorizeLog:
             value = getter(line)
             if value is not None:
                 found[name] = value
+        if self._headers:
+            chosen = {name: getter(line) for name, getter in self._headers.items()}
+            found["headers"] = {**_all_headers(line), **chosen} if "headers" in found else chosen
         allow, deny = line.evaluation.allow, line.evaluation.deny
         found["allow"] = allow.value
         found["allow-why-true" if allow.value else "allow-why-false"] = sorted(allow.reasons)
         found["deny"] = deny.value
         found["deny-why-true" if deny.value else "deny-why-false"] = sorted(deny.reasons)
         return found
-
-
-def _getter(name: str) -> Getter | None:
-    prefix, dot, header = name.partition(".")
-    if prefix == "headers" and dot and header:
-        return _header_getter(header.lower())
-    return _GETTERS.get(name)
 
 
 def _header_getter(header: str) -> Getter:
@@ -167,12 +168,11 @@ def _impersonated(name: str) -> Getter:
 
 
 _GETTERS: Final[Mapping[str, Getter]] = {
-    # Both are the user's own request id, so that these lines join the access log on either.
-    "request-id": lambda line: safe_request_id(line.facts.request_id),
+    # The user's request: the access log has the same value as its request-id.
     "check-request-id": lambda line: safe_request_id(line.facts.request_id),
     "method": lambda line: line.facts.method,
     "path": lambda line: _redacted(line.facts.raw_path),
-    "query": lambda line: redact_text(line.facts.query),
+    "query": lambda line: redact_query(line.facts.query),
     "host": lambda line: _redacted(line.facts.host),
     "ip": lambda line: line.facts.ip,
     "headers": _all_headers,
@@ -189,6 +189,8 @@ _GETTERS: Final[Mapping[str, Getter]] = {
     "envoy-route-checksum": lambda line: line.facts.route_checksum,
     "route-id": lambda line: (line.plan.id or None) if line.plan is not None else None,
     "route-checksum": lambda line: (line.plan.checksum or None) if line.plan is not None else None,
+    "mcp-method": lambda line: redact_text(line.facts.mcp.method) if line.facts.mcp else None,
+    "mcp-tool": lambda line: (redact_text(line.facts.mcp.tool) or None) if line.facts.mcp else None,
     "removed-groups-count": lambda line: line.removed_groups or None,
     "id-token-claims": lambda line: _claims(line) or None,
     "databroker-server-version": lambda line: line.versions[0],

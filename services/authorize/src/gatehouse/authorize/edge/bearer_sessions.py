@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -35,6 +35,12 @@ from gatehouse.common.errors import GatehouseError, InvalidTokenError
 from gatehouse.common.identity.token_check import is_bearer_token
 from gatehouse.common.ids import SESSION, USER
 from gatehouse.common.observability.logging import get_logger
+from gatehouse.common.observability.metrics import (
+    ACCESS_TOKEN_SESSIONS,
+    IDENTITY_TOKEN_SESSIONS,
+    JWT_SESSIONS,
+    TokenSessions,
+)
 from gatehouse.common.session.handle import Handle
 from gatehouse.pb.databroker_pb2 import PutResponse, Record
 from gatehouse.pb.user_pb2 import User
@@ -44,6 +50,11 @@ CATCH_UP_S: Final = 1.0  # the copy gets this long to receive what was written
 _REFUSED_KEPT: Final = 10_000
 _FLIGHTS: Final = 4096
 _AT_ONCE: Final = 64
+_COUNTED: Final[Mapping[BearerTokenFormat, TokenSessions]] = {
+    BearerTokenFormat.IDP_ACCESS_TOKEN: ACCESS_TOKEN_SESSIONS,
+    BearerTokenFormat.IDP_IDENTITY_TOKEN: IDENTITY_TOKEN_SESSIONS,
+    BearerTokenFormat.JWT: JWT_SESSIONS,
+}
 
 # Format, who issued it, and the token: all that a session depends on.
 _Key = tuple[BearerTokenFormat, str, str]
@@ -111,7 +122,9 @@ class BearerSessions:
         issued_by = checked.issued_by if checked is not None else plan.idp_id
         session_id = session_id_of(plan.format, issued_by, request.token)
         found = self._held(session_id, max_staleness_s)
-        if found is None:
+        if found is not None:
+            _COUNTED[plan.format].cached.inc()
+        else:
             key = (plan.format, issued_by, request.token)
             found = await self._flights.run(
                 key, lambda: self._make(session_id, request, verifiers, checked, expire_s)
@@ -154,12 +167,17 @@ class BearerSessions:
             return None
         try:
             async with asyncio.timeout(VERIFY_TIMEOUT_S), self._verifying:
+                counted, started_s = _COUNTED[request.plan.format], self._clock.monotonic_s()
                 there = await self._stored(session_id)
                 if there is not None:
+                    counted.cached.inc()
                     return there
                 if checked is None:
                     checked = await verifiers.by_authenticate(request)
-                return await self._write(checked, expire_s)
+                made = await self._write(checked, expire_s)
+                counted.created.inc()
+                counted.create_s.observe(self._clock.monotonic_s() - started_s)
+                return made
         except InvalidTokenError as error:
             self._refused.put(digest, self._clock.monotonic_s() + REFUSED_FOR_S)
             _log_refusal(request, error)

@@ -11,9 +11,11 @@ from envoy.service.auth.v3 import external_auth_pb2_grpc
 from gatehouse.authorize.core.bearer import BearerRequest
 from gatehouse.authorize.core.check_request import read_check_request
 from gatehouse.authorize.core.decision import Decider
-from gatehouse.authorize.core.identity import ANONYMOUS, Identity
+from gatehouse.authorize.core.evaluator import Allow
+from gatehouse.authorize.core.identity import ANONYMOUS
 from gatehouse.authorize.core.identity_headers import NO_TOKENS
 from gatehouse.authorize.core.route_plan import Plans, RoutePlan
+from gatehouse.authorize.edge.access_recorder import AccessRecorder
 from gatehouse.authorize.edge.authorize_log import AuthorizeLog, Line
 from gatehouse.authorize.edge.bearer_sessions import BearerSessions
 from gatehouse.authorize.edge.google_tokens import GoogleTokens
@@ -22,6 +24,15 @@ from gatehouse.authorize.edge.token_verifiers import TokenVerifiers
 from gatehouse.authorize.errors import CannotKnowError
 from gatehouse.common.clock import Clock, Rng
 from gatehouse.common.observability.logging import get_logger
+from gatehouse.common.observability.metrics import (
+    ALLOWALS,
+    AUTHORIZE_LOG_MS,
+    DENIALS,
+    EVALUATION_MS,
+    EVALUATIONS,
+    HEADER_EVALUATION_MS,
+    HEADER_EVALUATIONS,
+)
 from gatehouse.common.session.handle import Handle
 
 _TROUBLE_LOG_INTERVAL_S: Final = 10.0
@@ -38,9 +49,12 @@ class InForce:
     verifiers: TokenVerifiers | None = None  # None: no route reads bearer tokens
 
 
-def build_in_force(plans: Plans, rng: Rng, verifiers: TokenVerifiers | None = None) -> InForce:
+def build_in_force(
+    plans: Plans, clock: Clock, rng: Rng, verifiers: TokenVerifiers | None = None
+) -> InForce:
     """A configuration ready to be put in force."""
-    return InForce(Decider(plans, rng), AuthorizeLog(plans.log_fields), verifiers)
+    decider = Decider(plans, rng, clock.monotonic_s)
+    return InForce(decider, AuthorizeLog(plans.log_fields, rng.uuid4), verifiers)
 
 
 class ExtAuthz(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[misc]  # untyped base
@@ -58,12 +72,14 @@ class ExtAuthz(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[mi
         clock: Clock,
         google: GoogleTokens | None = None,
         bearers: BearerSessions | None = None,
+        access: AccessRecorder | None = None,
     ) -> None:
         self._in_force = initial
         self._source = source
         self._clock = clock
         self._google = google
         self._bearers = bearers
+        self._access = access
         self._next_trouble_log_s = 0.0  # monotonic
 
     @property
@@ -85,16 +101,22 @@ class ExtAuthz(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[mi
         now_s = self._clock.now_s()
         facts = read_check_request(request, now_s, decider.plans.forwarded)
         prepared = decider.prepare(facts, now_s)
+        basis = self._source.basis(decider.plans.max_staleness_s)
         handle = prepared.handle
         if prepared.bearer is not None:
             handle = await self._bearer_handle(in_force, prepared.bearer)
             if handle is None:
                 return decider.refused_token(facts, prepared).response
-        identity = (
-            await self._identity(handle, decider.plans.max_staleness_s, now_s)
-            if handle is not None
-            else ANONYMOUS
-        )
+        identity = ANONYMOUS
+        if handle is not None:
+            max_staleness_s = decider.plans.max_staleness_s
+            held = self._source.held(handle, now_s, max_staleness_s)
+            if held is None:
+                basis = None  # what was asked for belongs to no version of the copy
+                held = await self._source.fetch(handle, now_s, max_staleness_s)
+            identity = held
+        if prepared.handle is not None and self._access is not None:
+            self._access.note(identity, now_s)
         tokens = NO_TOKENS
         if prepared.plan is not None and prepared.plan.needs_tokens:
             tokens = await self._source.tokens(identity)
@@ -104,8 +126,16 @@ class ExtAuthz(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[mi
             facts.records = await self._source.external(
                 prepared.plan.policy.records, identity, decider.plans.max_staleness_s
             )
-        answer = decider.answer(facts, prepared, identity, now_s, tokens)
+        started_s = self._clock.monotonic_s()
+        answer = decider.answer(facts, prepared, identity, now_s, tokens, basis)
         if answer.evaluation is not None:
+            EVALUATIONS.inc()
+            (ALLOWALS if isinstance(answer.outcome, Allow) else DENIALS).inc()
+            EVALUATION_MS.observe((self._clock.monotonic_s() - started_s) * 1000.0)
+            if answer.headers_s is not None:
+                HEADER_EVALUATIONS.inc()
+                HEADER_EVALUATION_MS.observe(answer.headers_s * 1000.0)
+            written_s = self._clock.monotonic_s()
             in_force.log.write(
                 Line(
                     facts,
@@ -117,6 +147,7 @@ class ExtAuthz(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[mi
                     answer.removed_groups,
                 )
             )
+            AUTHORIZE_LOG_MS.observe((self._clock.monotonic_s() - written_s) * 1000.0)
         return answer.response
 
     async def _bearer_handle(self, in_force: InForce, request: BearerRequest) -> Handle | None:
@@ -142,9 +173,3 @@ class ExtAuthz(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[mi
             return ""
         account = decider.plans.google_account
         return await self._google.token(account, plan.headers.serverless_audience)
-
-    async def _identity(self, handle: Handle, max_staleness_s: float, now_s: float) -> Identity:
-        held = self._source.held(handle, now_s, max_staleness_s)
-        if held is not None:
-            return held
-        return await self._source.fetch(handle, now_s, max_staleness_s)

@@ -6,6 +6,7 @@ about them has changed.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -15,12 +16,14 @@ import httpx
 from gatehouse.authorize.core.bearer import BearerPlans, BearerRequest, CheckedToken
 from gatehouse.authorize.errors import CannotKnowError
 from gatehouse.common.clock import Clock
+from gatehouse.common.config.issues import ConfigError, Issue, Severity
 from gatehouse.common.config.model import BearerTokenFormat
 from gatehouse.common.config.resolved import ResolvedSettings, ServiceName
-from gatehouse.common.errors import GatehouseError, InvalidTokenError
+from gatehouse.common.errors import GatehouseError, InvalidArgumentError, InvalidTokenError
 from gatehouse.common.identity.claims import user_id_of
 from gatehouse.common.identity.errors import IdentityProviderError, IdentityRefusedError
 from gatehouse.common.identity.http_client import close_all, http_client, tls_context
+from gatehouse.common.identity.kubernetes import CLUSTER, ClusterTransport, cluster_access
 from gatehouse.common.identity.token_check import (
     AUDIENCE,
     Question,
@@ -62,6 +65,7 @@ class VerifierPool:
         self._authenticate: tuple[_Place, httpx.AsyncClient] | None = None
         self._outside: tuple[bytes | None, httpx.AsyncClient] | None = None
         self._issuers: TrustedIssuers | None = None
+        self._cluster: ClusterTransport | None = None
 
     def make(self, settings: ResolvedSettings, plans: BearerPlans) -> TokenVerifiers:
         """Verifiers for a configuration that may come into force; nothing is asked yet."""
@@ -82,10 +86,27 @@ class VerifierPool:
                 context.clock,
                 context.rng,
                 previous=self._issuers,
+                cluster=self._cluster_of(plans),
             )
         return TokenVerifiers(
             authenticate, self._issuers if plans.asks_issuers else None, context.clock
         )
+
+    def _cluster_of(self, plans: BearerPlans) -> ClusterTransport | None:
+        """How to ask the cluster around us, when its tokens are trusted. ConfigError."""
+        names = [one.name for one in plans.issuers if one.issuer == CLUSTER]
+        if not names:
+            return None
+        try:
+            access = cluster_access(os.environ)
+        except InvalidArgumentError as error:
+            where = f"identity_providers.{names[0]}.issuer"
+            fix = "leave it out, or give the cluster's issuer and its jwks_url"
+            raise ConfigError((Issue(Severity.ERROR, where, str(error), fix),)) from None
+        if self._cluster is None or self._cluster.access != access:
+            client = self._opened_client(http_client(access.ca_pem))
+            self._cluster = ClusterTransport(client, access)
+        return self._cluster
 
     async def close(self) -> None:
         """Close every client there was: requests of an old configuration may have used it."""

@@ -11,18 +11,26 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 from gatehouse.common.errors import AbortedError
+
+GONE_BACK: Final = frozenset({"record-version-unknown", "record-version-replaced"})
+"""Reasons of `admit` and `check_stamp` which say that the store was put back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a store stands: its history, its newest version, and how far its log is cut."""
+    """Where a store stands: its history, its newest version, and how far its log is cut.
+
+    `stamp` is when the newest change was made, in Unix microseconds; 0 when that is not known. Two
+    logs that have grown apart may have the same versions, but not with the same stamps.
+    """
 
     server_version: int
     latest: int
     pruned: int
+    stamp: int = 0
 
     @property
     def earliest(self) -> int:
@@ -46,6 +54,15 @@ def admit(position: Position, server_version: int, record_version: int) -> None:
         raise AbortedError(
             f"invalid record version {record_version}; the newest is {position.latest}",
             reason="record-version-unknown",
+        )
+
+
+def check_stamp(record_version: int, seen: int, held: int) -> None:
+    """Check that a reader has seen this log at that version, where both say. AbortedError."""
+    if seen and held and seen != held:
+        raise AbortedError(
+            f"version {record_version} is not the one that was seen; the store has gone back",
+            reason="record-version-replaced",
         )
 
 

@@ -41,16 +41,21 @@ class TypeRules:
 NO_RULES: Final = TypeRules()
 
 _MINUTE_US: Final = 60 * 1_000_000
+_EVENTS_KEPT: Final = 50
 _PREFIX: Final = "type.googleapis.com/"
 
 BUILT_IN: Final[Mapping[str, TypeRules]] = {
     # `expires_at` is indexed by its text, for equality; sweeps by range are not offered yet.
-    f"{_PREFIX}session.Session": TypeRules(indexed=("user_id", "expires_at")),
+    f"{_PREFIX}session.Session": TypeRules(
+        indexed=("user_id", "expires_at", "idp_session_id", "id_token.subject")
+    ),
     f"{_PREFIX}session.SessionBindingRequest": TypeRules(50_000, 15 * _MINUTE_US, ("key",)),
     f"{_PREFIX}session.SessionBinding": TypeRules(indexed=("session_id", "user_id")),
     f"{_PREFIX}session.IdentityBinding": TypeRules(indexed=("user_id",)),
     f"{_PREFIX}oauth21.UpstreamMCPToken": TypeRules(indexed=("user_id", "route_id")),
     f"{_PREFIX}oauth21.PendingUpstreamAuth": TypeRules(None, 15 * _MINUTE_US, ("state_id",)),
+    f"{_PREFIX}pomerium.events.EnvoyConfigurationEvent": TypeRules(_EVENTS_KEPT),
+    f"{_PREFIX}pomerium.events.LastError": TypeRules(_EVENTS_KEPT),
 }
 
 

@@ -21,6 +21,7 @@ from gatehouse.common.identity.claims import (
     display_name,
     email_address,
     flatten_claims,
+    without,
 )
 from gatehouse.common.identity.tokens import RefreshedIdentity
 from gatehouse.common.jose.compact import base64url_decode, parse_json_object
@@ -94,7 +95,7 @@ def after_refresh(
         fresh: Mapping[str, Iterable[Any]] = refreshed.claims
     else:
         known = _id_token_claims(session)
-        fresh = _without(refreshed.claims, _OF_THE_ID_TOKEN)
+        fresh = without(refreshed.claims, _OF_THE_ID_TOKEN)
         if at_id_token_expiry:
             # It will not be renewed. Without an expiry it causes no more refreshes, and is still
             # there as a hint at sign-out and for the claims that only it has.
@@ -109,7 +110,7 @@ def after_check(session: Session, userinfo: Mapping[str, Any]) -> tuple[Session,
     """Return the session after userinfo was asked, and which of its fields that concerns."""
     changed = Session()
     changed.CopyFrom(session)
-    fresh = flatten_claims(_without(userinfo, _OF_THE_ID_TOKEN))
+    fresh = flatten_claims(without(userinfo, _OF_THE_ID_TOKEN))
     if not userinfo or not _set_session_claims(
         changed, session, {**_id_token_claims(session), **fresh}
     ):
@@ -123,7 +124,7 @@ def user_after(user: User, session: Session) -> User:
     first = {name: values[0] for name, values in claims.items() if values}
     changed = User()
     changed.CopyFrom(user)
-    changed.name = display_name(first)
+    changed.name = display_name(first) or user.name  # some providers tell it once
     changed.email = email_address(first)
     changed.ClearField("claims")
     for name, entry in session.claims.items():
@@ -189,7 +190,3 @@ def _id_token_claims(session: Session) -> FlatClaims:
 
 def _values(entry: ListValue) -> list[Any]:
     return list(MessageToDict(entry))
-
-
-def _without(claims: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
-    return {name: value for name, value in claims.items() if name not in names}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -19,9 +20,16 @@ from gatehouse.common.errors import GatehouseError
 from gatehouse.common.identity.errors import IdentityProviderError
 from gatehouse.common.ids import SESSION
 from gatehouse.common.observability.logging import get_logger
+from gatehouse.common.observability.metrics import (
+    REFRESH_TIME,
+    SESSION_REFRESH_ERROR_TIME,
+    SESSION_REFRESH_ERRORS,
+    SESSION_REFRESH_TIME,
+    SESSION_REFRESHES,
+)
 from gatehouse.common.runtime.backoff import Backoff
-from gatehouse.common.runtime.supervise import run_until_stop, wait_or_stop
-from gatehouse.databroker.core.partitions import Ask, Shares
+from gatehouse.common.runtime.supervise import run_until_stop
+from gatehouse.databroker.core.partitions import PARTITIONS, Ask, Shares
 from gatehouse.databroker.core.records import StoredRecord
 from gatehouse.databroker.core.refresh import (
     Attempt,
@@ -101,6 +109,7 @@ class Tally:
 
     def count(self, finished: Finished) -> None:
         """Count the end of an attempt or of a sweep."""
+        _measure(finished.result)
         self.confirmed += finished.result is Result.DONE
         self.failed += finished.result in {Result.FAILED, Result.UNCLEAR, Result.DOUBTED}
         self.removed += finished.result is Result.VANISHED
@@ -119,6 +128,16 @@ class Tally:
                 reason=error.reason,
                 error=str(error),
             )
+
+
+def _measure(result: Result) -> None:
+    REFRESH_TIME.set_to_current_time()
+    if result is Result.DONE:
+        SESSION_REFRESHES.inc()
+        SESSION_REFRESH_TIME.set_to_current_time()
+    elif result in {Result.FAILED, Result.UNCLEAR, Result.DOUBTED}:
+        SESSION_REFRESH_ERRORS.inc()
+        SESSION_REFRESH_ERROR_TIME.set_to_current_time()
 
 
 class RefreshRunner:
@@ -140,24 +159,27 @@ class RefreshRunner:
         )
 
     async def _serve(self, stop: asyncio.Event) -> None:
-        """Wait for a provider to be configured, then manage until there is none any more."""
+        """Manage until the first provider is configured, or the last one no longer.
+
+        Without one sessions are not refreshed, yet expired ones are removed.
+        """
         around = self._around
-        if not around.providers.ids():
-            around.show("state", "idle: no identity provider is configured")
-        while not around.providers.ids():
-            if await wait_or_stop(stop, CONFIGURED_S):
-                return
-        around.show("state", "running")
-        _log.info("identity manager started", alone=around.alone)
-        await _Term(around, self.tally, stop).run()
+        refreshes = bool(around.providers.ids())
+        state = "running" if refreshes else "only sweeping: no identity provider is configured"
+        around.show("state", state)
+        _log.info("identity manager started", alone=around.alone, refreshes=refreshes)
+        await _Term(around, self.tally, stop, refreshes=refreshes).run()
         around.show("state", "stopped")
 
 
 class _Term:
     """The time between two starts: tasks around one schedule and one set of leases."""
 
-    def __init__(self, around: Surroundings, tally: Tally, stop: asyncio.Event) -> None:
+    def __init__(
+        self, around: Surroundings, tally: Tally, stop: asyncio.Event, *, refreshes: bool
+    ) -> None:
         self._around = around
+        self._refreshes = refreshes
         self._tally = tally
         self._stop = stop
         self._rules = around.rules_of()
@@ -201,14 +223,15 @@ class _Term:
         """Let time pass for the schedule, until the stop or until it must begin anew."""
         while not self._stop.is_set():
             ids = self._around.providers.ids()
-            if not ids or self._around.rules_of() != self._rules:
+            if bool(ids) != self._refreshes or self._around.rules_of() != self._rules:
                 return
             self._tell(Providers(ids))
             self._tell(Tick())
             now = self._around.now()
             self._wake_s = self._schedule.wake_s(now)
             self._wake.clear()
-            await self._wake_or_stop(max(0.0, self._wake_s - now.monotonic_s))
+            delay_s = max(0.0, self._wake_s - now.monotonic_s)
+            await self._wake_or_stop(delay_s if self._refreshes else min(delay_s, CONFIGURED_S))
 
     async def _wake_or_stop(self, delay_s: float) -> None:
         async with asyncio.TaskGroup() as group:
@@ -269,6 +292,13 @@ class _Term:
     # Leases
 
     async def _keep_leases(self) -> None:
+        if not self._refreshes:
+            # Removing an expired session twice does no harm: no lease is taken from those who
+            # refresh.
+            self._tell(Owned(dict.fromkeys(range(PARTITIONS), math.inf)))
+            self._around.show("sessions", str(self._schedule.count))
+            await asyncio.sleep(CONFIGURED_S)
+            return
         asks = self._shares.asks(self._around.clock.monotonic_s(), self._schedule.busy_partitions)
         async with asyncio.TaskGroup() as group:
             for ask in asks:
@@ -324,12 +354,10 @@ class _Term:
         while True:
             changes = await follower.take()
             for change in changes:
-                record = change.response.record
-                if record.HasField("deleted_at"):
-                    self._tell(Gone(record.id))
+                if change.record.deleted_at_us is not None:
+                    self._tell(Gone(change.record.id))
                 else:
-                    data = record.data.SerializeToString()
-                    self._see(StoredRecord(record.version, record.type, record.id, data, 0))
+                    self._see(change.record)
             if changes:
                 await asyncio.sleep(0)
             else:

@@ -25,16 +25,18 @@ class PagesView:
     signing_keys: tuple[SigningKey, ...]
     cookie_name: str
     cookie_domain: str
+    cookie_audience: bool
     cookie_http_only: bool
     cookie_same_site: str
     cookie_expire_s: float
+    sign_in_timeout_s: float  # from leaving for the provider to coming back
     is_served: Callable[[str], bool]
     is_programmatic_target: Callable[[str], bool]
     idp_id_of: Callable[[str], str]  # empty: no provider
-    issuers: frozenset[str]  # of the configured providers, without trailing slash
     signout_redirect_url: str
     any_sign_out_redirect: bool
     jwt_endpoint: bool
+    routes_portal: bool
 
     def canonical_host(self, host: str) -> str | None:
         """`host` as URLs are signed for it (no default port), if it is served here; else None."""
@@ -47,25 +49,24 @@ class PagesView:
 def pages_view(settings: ResolvedSettings) -> PagesView:
     """The part of `settings` that the endpoints use."""
     options = settings.settings
-    providers = [settings.identity_provider, *(r.identity_provider for r in settings.routes)]
     return PagesView(
         authenticate_url=settings.authenticate_url.rstrip("/"),
         shared_secrets=settings.shared_secrets,
         signing_keys=settings.signing_keys,
         cookie_name=options.cookie_name,
         cookie_domain=options.cookie_domain,
+        cookie_audience=options.cookie_audience,
         cookie_http_only=options.cookie_http_only,
         cookie_same_site=str(options.cookie_same_site),
         cookie_expire_s=options.cookie_expire,
+        sign_in_timeout_s=options.sign_in_timeout,
         is_served=served_hosts(settings),
         is_programmatic_target=whitelisted_hosts(options.programmatic_redirect_domain_whitelist),
         idp_id_of=_idp_lookup(settings),
-        issuers=frozenset(
-            provider.url.rstrip("/") for provider in providers if provider and provider.url
-        ),
         signout_redirect_url=options.signout_redirect_url,
         any_sign_out_redirect=options.runtime_flags.get("allow_any_sign_out_redirect_uri", False),
         jwt_endpoint=options.runtime_flags.get("pomerium_jwt_endpoint", False),
+        routes_portal=options.runtime_flags.get("routes_portal", False),
     )
 
 

@@ -15,10 +15,12 @@ from gatehouse.common.session import query_params
 from gatehouse.common.session.cookies import clear_cookie
 from gatehouse.common.session.redirects import check_redirect
 from gatehouse.common.session.sign_out_binding import sign_out_digest
+from gatehouse.pb.session_pb2 import Session
 from gatehouse.proxy.core.pages_view import PagesView, hostname_of
 
 CALLBACK_PATH: Final = "/.pomerium/callback/"
 SIGN_OUT_PATH: Final = "/.pomerium/sign_out"
+BACK_CHANNEL_LOGOUT_PATH: Final = "/.pomerium/backchannel_logout"  # at authenticate
 _SIGN_IN_PATH: Final = "/.pomerium/sign_in"
 _WEB: Final = ("http", "https")
 
@@ -62,30 +64,34 @@ def is_cross_site(*, sec_fetch_site: str | None, same_origin: bool) -> bool:
     return sec_fetch_site == "cross-site" if sec_fetch_site is not None else not same_origin
 
 
-def is_front_channel_logout(
-    view: PagesView, params: Mapping[str, str], provider_session: str | None
-) -> bool:
-    """Whether a request is our own provider ending the very session of this browser.
+def is_front_channel_logout(params: Mapping[str, str], session: Session) -> bool:
+    """Whether a request is the provider ending the very session of this browser.
 
     OIDC Front-Channel Logout 1.0, section 2: it comes from another site by design, and names the
-    provider (`iss`) and its session (`sid`). The first is public; the second is the proof.
-    `provider_session` is the `sid` that the provider gave when the session was made.
+    provider (`iss`) and its session (`sid`) as the ID token of the sign-in did. The first is
+    public; the second is the proof.
     """
-    asked = params.get("sid", "")
+    issuer, asked = params.get("iss", "").rstrip("/"), params.get("sid", "")
     return (
-        params.get("iss", "").rstrip("/") in view.issuers
+        bool(issuer)
+        and issuer == session.id_token.issuer.rstrip("/")
         and bool(asked)
-        and provider_session is not None
-        and hmac.compare_digest(asked.encode(), provider_session.encode())
+        and hmac.compare_digest(asked.encode(), session.idp_session_id.encode())
     )
 
 
 def sign_out_url(
-    view: PagesView, params: Mapping[str, str], *, session_id: str, now_s: float
+    view: PagesView,
+    params: Mapping[str, str],
+    *,
+    session_id: str,
+    now_s: float,
+    provider_ended: bool = False,
 ) -> str | None:
     """The signed URL at authenticate that ends the session; None where nobody signs in.
 
-    Without a session, or followed by another one's browser, authenticate asks first.
+    Without a session, or followed by another one's browser, authenticate asks first. With
+    `provider_ended` it does not ask, nor send anybody to the provider: that is where this began.
 
     Raises RefusedRequestError (400) for a target that the operator allows to be named and that is
     no URL; where naming one is not allowed it is ignored.
@@ -106,7 +112,9 @@ def sign_out_url(
             ) from error
         target = asked
     query = {query_params.REDIRECT_URI: target} if target else {}
-    if session_id:
+    if provider_ended:
+        query = {query_params.PROVIDER_ENDED: session_id}
+    elif session_id:
         query[query_params.SIGN_OUT] = sign_out_digest(session_id)
     url = f"{view.authenticate_url}{SIGN_OUT_PATH}"
     return sign_url(

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
+import grpc
 import grpc.aio
 from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -20,6 +21,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from gatehouse.common.clock import Clock, Rng
 from gatehouse.common.ids import TypeUrl
 from gatehouse.common.observability.logging import get_logger
+from gatehouse.common.observability.otlp import EXPORT_METHOD
 from gatehouse.common.runtime.health import HealthRegistry
 from gatehouse.proxy.core.xds.ordering import AwaitClusters, Push, Rest, next_step
 from gatehouse.proxy.core.xds.resource import (
@@ -31,6 +33,7 @@ from gatehouse.proxy.core.xds.resource import (
 )
 from gatehouse.proxy.core.xds.snapshot import Snapshot
 from gatehouse.proxy.core.xds.subscription import Acked, Nacked, Request, Subscription
+from gatehouse.proxy.edge.grpc_socket import forget, listen
 
 WarmingClusters = Callable[[], Awaitable[frozenset[str]]]
 
@@ -38,9 +41,8 @@ WarmingClusters = Callable[[], Awaitable[frozenset[str]]]
 # answer must not hold back everything else.
 WARM_UP_LIMIT_S: Final = 10.0
 _WARM_UP_POLL_S: Final = 0.05
-_SOCKET_MODE: Final = 0o600
 _STOP_GRACE_S: Final = 2.0
-_LARGE: Final = 500  # resources whose packing is worth a thread
+_LARGE: Final = 1 << 20  # bytes whose packing is worth a thread
 
 _log = get_logger("proxy")
 
@@ -55,7 +57,10 @@ class AdsServer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
         rng: Rng,
         *,
         warming_clusters: WarmingClusters | None = None,
+        spans: Callable[[bytes], None] | None = None,
     ) -> None:
+        """`spans` takes what Envoy has to tell a collector of traces, undecoded."""
+        self._spans = spans
         self._health = health
         self._clock = clock
         self._rng = rng
@@ -90,7 +95,9 @@ class AdsServer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
         """Listen on `socket` until `stop`. Raises OSError when it cannot be had."""
         server = grpc.aio.server(options=[("grpc.max_send_message_length", -1)])
         ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(self, server)
-        _listen(server, socket)
+        if self._spans is not None:
+            server.add_generic_rpc_handlers((_SpanHandler(self._spans),))
+        listen(server, socket)
         await server.start()
         try:
             ready()
@@ -100,7 +107,7 @@ class AdsServer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
             for stream in self._streams:
                 stream.wake.set()
             await server.stop(_STOP_GRACE_S)
-            _forget(socket)
+            forget(socket)
 
     async def DeltaAggregatedResources(  # noqa: N802
         self,
@@ -171,6 +178,23 @@ class AdsServer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
         return self._rng.uuid4()
 
 
+class _SpanHandler(grpc.GenericRpcHandler):
+    """OTLP's trace service; its messages pass through as bytes."""
+
+    def __init__(self, take: Callable[[bytes], None]) -> None:
+        self._take = take
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """Answer Export, and nothing else."""
+        if handler_call_details.method != EXPORT_METHOD:
+            return None
+        return grpc.unary_unary_rpc_method_handler(self._export)
+
+    async def _export(self, batch: bytes, _context: Any) -> bytes:
+        self._take(batch)
+        return b""  # an empty ExportTraceServiceResponse
+
+
 class _Stream:
     """The state of one stream: a reader that takes answers in, a writer that sends."""
 
@@ -236,7 +260,7 @@ class _Stream:
                         self._warm_by_s = self._server.now_s() + WARM_UP_LIMIT_S
                     self.subscriptions[type_url].sent(nonce, delta)
                     make = functools.partial(_response, snapshot, type_url, delta, nonce)
-                    large = len(delta.upserts) > _LARGE
+                    large = sum(len(resource.body) for resource in delta.upserts) > _LARGE
                     await context.write(await asyncio.to_thread(make) if large else make())
                 case AwaitClusters(names):
                     await self._wait_for_clusters(names)
@@ -287,14 +311,3 @@ def _response(
         ],
         removed_resources=delta.removals,
     )
-
-
-def _listen(server: grpc.aio.Server, socket: Path) -> None:
-    _forget(socket)
-    if server.add_insecure_port(f"unix:{socket}") == 0:
-        raise OSError(f"cannot listen on {socket}")
-    socket.chmod(_SOCKET_MODE)
-
-
-def _forget(socket: Path) -> None:
-    socket.unlink(missing_ok=True)

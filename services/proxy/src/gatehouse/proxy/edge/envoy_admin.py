@@ -16,6 +16,7 @@ _TIMEOUT_S: Final = 5.0
 _MAX_BODY: Final = 64 << 20
 # Requests under way, on all listeners of the main connection manager.
 _ACTIVE_PATTERN: Final = r"^http\.ingress\.downstream_rq_active$"
+_OVERLOAD_PATTERN: Final = r"^overload\.envoy\.overload_actions\..*\.scale_percent$"
 
 
 class EnvoyAdmin:
@@ -82,6 +83,15 @@ class EnvoyAdmin:
                 found[entry["name"]] = entry["value"]
         return found
 
+    async def overload_actions(self) -> dict[str, int]:
+        """How far Envoy takes each of its actions against overload, in percent."""
+        stats = await self.stats(_OVERLOAD_PATTERN)
+        return {name.split(".")[-2]: value for name, value in stats.items()}
+
+    async def prometheus(self) -> bytes:
+        """Everything that Envoy counts, as Prometheus text; the caller sets the time."""
+        return await self._call("GET", "/stats/prometheus", timeout_s=None)
+
     async def warming_clusters(self) -> frozenset[str]:
         """Clusters that Envoy was given and does not use yet."""
         body = await self._call(
@@ -110,10 +120,18 @@ class EnvoyAdmin:
         loaded: dict[str, Any] = json.loads(await self._call("GET", "/config_dump"))
         return loaded
 
-    async def _call(self, method: str, path: str, params: dict[str, str] | None = None) -> bytes:
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        params: dict[str, str] | None = None,
+        timeout_s: float | None = _TIMEOUT_S,
+    ) -> bytes:
         body = bytearray()
         try:
-            async with self._client.stream(method, path, params=params) as response:
+            async with self._client.stream(
+                method, path, params=params, timeout=timeout_s
+            ) as response:
                 async for chunk in response.aiter_bytes():
                     body += chunk
                     if len(body) > _MAX_BODY:

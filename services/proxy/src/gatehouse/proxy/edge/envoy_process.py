@@ -164,9 +164,11 @@ class EnvoyProcess:
                 stopping.cancel()
         finally:
             if process.returncode is None:
-                # Cancelled: the process must not stay behind.
+                # Cancelled: the process must not stay behind, nor the pipe to it.
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
+                await process.stderr.read()
+                await process.wait()
                 self._forget_shared_memory()
         self._forget_shared_memory()
         how = _describe(process.returncode)

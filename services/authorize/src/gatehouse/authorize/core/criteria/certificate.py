@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from gatehouse.authorize.core.check_request import RequestFacts
 from gatehouse.authorize.core.client_certificate import leaf_facts
-from gatehouse.authorize.core.criteria.facts import Compiled, Fact, Result, plain
+from gatehouse.authorize.core.criteria.facts import Compiled, Result, plain
 from gatehouse.authorize.core.identity import Identity
 from gatehouse.common.policy.ast import Criterion
 from gatehouse.common.policy.matchers import StringMatcher, parse_certificate_matcher
@@ -36,7 +36,7 @@ def client_certificate(criterion: Criterion) -> Compiled:
             and (uris is None or uris(leaf.uris))
         )
 
-    return plain(Fact.CLIENT_CERTIFICATE, "client-certificate", condition)
+    return plain("client-certificate", condition)
 
 
 def invalid_client_certificate(criterion: Criterion) -> Compiled:
@@ -51,9 +51,7 @@ def invalid_client_certificate(criterion: Criterion) -> Compiled:
             return valid
         return invalid if facts.certificate_presented else missing
 
-    return Compiled(
-        Fact.CLIENT_CERTIFICATE | Fact.CERTIFICATE_VALIDITY, test, (missing, invalid, valid)
-    )
+    return Compiled(test, (missing, invalid, valid))
 
 
 def _names(matcher: StringMatcher | None) -> _NamesPredicate | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gatehouse.authorize.core.check_request import RequestFacts
-from gatehouse.authorize.core.criteria.facts import UNAUTHENTICATED, Compiled, Fact, Result
+from gatehouse.authorize.core.criteria.facts import UNAUTHENTICATED, Compiled, Result
 from gatehouse.authorize.core.identity import Identity
 from gatehouse.common.policy.ast import Criterion
 from gatehouse.common.policy.matchers import parse_device_matcher
@@ -39,7 +39,6 @@ def device(criterion: Criterion) -> Compiled:
         return _FAILED if found is not None and found.is_enrolled else _UNKNOWN
 
     return Compiled(
-        Fact.SESSION | Fact.DEVICE,
         test,
         (_PASSED, _FAILED, _UNKNOWN, UNAUTHENTICATED),
         device_type=wanted.type,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from gatehouse.authorize.core.criteria.facts import Compiled, Fact, about_session
+import functools
+
+from gatehouse.authorize.core.criteria.facts import Compiled, about_session
 from gatehouse.authorize.core.identity import Identity
 from gatehouse.common.policy.ast import Criterion
 from gatehouse.common.policy.matchers import parse_list_matcher, parse_string_matcher
@@ -12,25 +14,21 @@ from gatehouse.common.policy.matching import list_predicate, string_predicate
 def authenticated_user(criterion: Criterion) -> Compiled:
     """Any session that has a user."""
     del criterion
-    return about_session(Fact.SESSION, "user", lambda identity: bool(identity.user_id))
+    return about_session("user", lambda identity: bool(identity.user_id))
 
 
 def user(criterion: Criterion) -> Compiled:
     """The user id. Without one nothing matches, `not_in` included."""
     matches = string_predicate(parse_string_matcher(criterion.data))
     return about_session(
-        Fact.SESSION, "user", lambda identity: bool(identity.user_id) and matches(identity.user_id)
+        "user", lambda identity: bool(identity.user_id) and matches(identity.user_id)
     )
 
 
 def email(criterion: Criterion) -> Compiled:
     """The email: the directory's, else the user's, else "" (also for anonymous requests)."""
     matches = string_predicate(parse_string_matcher(criterion.data))
-    return about_session(
-        Fact.SESSION | Fact.USER | Fact.DIRECTORY,
-        "email",
-        lambda identity: matches(identity.email),
-    )
+    return about_session("email", lambda identity: matches(identity.email))
 
 
 def domain(criterion: Criterion) -> Compiled:
@@ -41,7 +39,7 @@ def domain(criterion: Criterion) -> Compiled:
         found = email_domain(identity.email)
         return found is not None and matches(found)
 
-    return about_session(Fact.SESSION | Fact.USER | Fact.DIRECTORY, "domain", condition)
+    return about_session("domain", condition)
 
 
 def groups(criterion: Criterion) -> Compiled:
@@ -51,18 +49,17 @@ def groups(criterion: Criterion) -> Compiled:
     def condition(identity: Identity) -> bool:
         return identity.group_ids is not None and matches(identity.group_ids)
 
-    return about_session(Fact.SESSION | Fact.DIRECTORY, "groups", condition)
+    return about_session("groups", condition)
 
 
 def claim(criterion: Criterion) -> Compiled:
     """The values of one claim, by its flattened name; a missing claim is an empty list."""
     matches = list_predicate(parse_list_matcher(criterion.data))
     name = criterion.sub_path
-    return about_session(
-        Fact.SESSION | Fact.USER, "claim", lambda identity: matches(identity.claims.get(name, ()))
-    )
+    return about_session("claim", lambda identity: matches(identity.claims.get(name, ())))
 
 
+@functools.lru_cache(maxsize=4096)
 def email_domain(address: str) -> str | None:
     """The domain of an address with exactly one `@` and nothing invisible in it, else None."""
     local, at, found = address.partition("@")

@@ -6,7 +6,6 @@ from gatehouse.authorize.core.check_request import RequestFacts
 from gatehouse.authorize.core.criteria.facts import (
     UNAUTHENTICATED,
     Compiled,
-    Fact,
     RecordNeed,
     Result,
 )
@@ -33,7 +32,4 @@ def record(criterion: Criterion) -> Compiled:
             return _PASSED
         return _FAILED if identity.has_session else UNAUTHENTICATED
 
-    reads = Fact.SESSION | Fact.RECORDS
-    if wanted.foreign_key == "user.email":
-        reads |= Fact.USER | Fact.DIRECTORY
-    return Compiled(reads, test, (_PASSED, _FAILED, UNAUTHENTICATED), record=need)
+    return Compiled(test, (_PASSED, _FAILED, UNAUTHENTICATED), record=need)

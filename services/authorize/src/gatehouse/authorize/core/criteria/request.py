@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gatehouse.authorize.core.check_request import RequestFacts
-from gatehouse.authorize.core.criteria.facts import NOTHING, Compiled, Fact, Result, plain
+from gatehouse.authorize.core.criteria.facts import Compiled, Result, plain
 from gatehouse.authorize.core.identity import Identity
 from gatehouse.common.policy.ast import Criterion
 from gatehouse.common.policy.matchers import parse_networks, parse_string_matcher
@@ -23,13 +23,13 @@ def reject(criterion: Criterion) -> Compiled:
 def http_method(criterion: Criterion) -> Compiled:
     """The method, case and all."""
     matches = string_predicate(parse_string_matcher(criterion.data))
-    return plain(Fact.METHOD, "http-method", lambda facts, _identity: matches(facts.method))
+    return plain("http-method", lambda facts, _identity: matches(facts.method))
 
 
 def http_path(criterion: Criterion) -> Compiled:
     """The decoded path; never the query (security R05)."""
     matches = string_predicate(parse_string_matcher(criterion.data))
-    return plain(Fact.PATH, "http-path", lambda facts, _identity: matches(facts.path))
+    return plain("http-path", lambda facts, _identity: matches(facts.path))
 
 
 def cors_preflight(criterion: Criterion) -> Compiled:
@@ -47,13 +47,13 @@ def cors_preflight(criterion: Criterion) -> Compiled:
             return passed
         return failed
 
-    return Compiled(Fact.METHOD | Fact.CORS_HEADERS, test, (passed, failed))
+    return Compiled(test, (passed, failed))
 
 
 def source_ip(criterion: Criterion) -> Compiled:
     """The address Envoy took the request from, in any of the networks (security R20)."""
     contains = network_predicate(parse_networks(criterion.data))
-    return plain(Fact.SOURCE_IP, "source-ip", lambda facts, _identity: contains(facts.ip))
+    return plain("source-ip", lambda facts, _identity: contains(facts.ip))
 
 
 def _constant(criterion: Criterion, result: Result) -> Compiled:
@@ -63,4 +63,4 @@ def _constant(criterion: Criterion, result: Result) -> Compiled:
         del facts, identity
         return result
 
-    return Compiled(NOTHING, test, (result,))
+    return Compiled(test, (result,))

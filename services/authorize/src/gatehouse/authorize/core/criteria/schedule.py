@@ -13,7 +13,7 @@ from typing import Final
 from zoneinfo import ZoneInfo
 
 from gatehouse.authorize.core.check_request import RequestFacts
-from gatehouse.authorize.core.criteria.facts import Compiled, Fact, plain
+from gatehouse.authorize.core.criteria.facts import Compiled, plain
 from gatehouse.authorize.core.identity import Identity
 from gatehouse.common.policy.ast import Criterion
 from gatehouse.common.policy.schedule import (
@@ -118,7 +118,7 @@ def time_of_day(criterion: Criterion) -> Compiled:
 
 def _compiled(name: str, span_at: Callable[[int], Span]) -> Compiled:
     schedule = Schedule(span_at)
-    return plain(Fact.TIME, name, schedule.value, until_s=schedule.until_s)
+    return plain(name, schedule.value, until_s=schedule.until_s)
 
 
 def _local(now_us: int, zone: ZoneInfo) -> dt.datetime:

@@ -8,20 +8,24 @@ and do no blocking work on it. Cancelling a call abandons its answer; a write ma
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
 from gatehouse.common.clock import Rng
+from gatehouse.common.errors import GatehouseError
 from gatehouse.databroker.core.feed import Position
 from gatehouse.databroker.core.options import TypeRules
 from gatehouse.databroker.core.query import Query
 from gatehouse.databroker.core.records import Key, StoredRecord, Write
+from gatehouse.databroker.core.registry import Entry
 from gatehouse.databroker.edge.tasks import background
 
 MAX_PAGE_BYTES: Final = 4 << 20  # a page ends after the record that passes this
 MAX_PRUNED: Final = 10_000  # changes forgotten in one go
+MAX_ORPHANS: Final = 10_000  # access times without a record, forgotten in one go
 MAX_REAPED: Final = 1_000  # records deleted in one go by capacity or time to live
+KEYS_CHECKED_S: Final = 60.0
 LEASE_KEPT_US: Final = 3600 * 1_000_000  # how long an expired lease stays on record
 
 
@@ -46,12 +50,14 @@ class QueryAnswer:
 class ChangePage:
     """Changes in version order, and where the store stood when they were read.
 
-    The page vouches that there are no other changes up to and including `end`.
+    The page vouches that there are no other changes up to and including `end`. `before` is the
+    stamp of the change that the page begins after; 0 when that is not known.
     """
 
     position: Position
     changes: tuple[StoredRecord, ...]
     end: int
+    before: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,30 +76,14 @@ class Checkpoint:
     record_version: int = 0
 
 
-class PayloadCodec(Protocol):
-    """How payloads rest on disk: the seam where encryption at rest goes in."""
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """Something that a backend counts about itself: a metric without labels."""
 
-    def seal(self, key: Key, data: bytes) -> bytes:
-        """Return what is stored for a payload of this type and id."""
-        ...
-
-    def open(self, key: Key, stored: bytes) -> bytes:
-        """Return the payload again, byte for byte."""
-        ...
-
-
-class PlainPayloads:
-    """Payloads rest as they are."""
-
-    def seal(self, key: Key, data: bytes) -> bytes:
-        """Return the payload itself."""
-        del key
-        return data
-
-    def open(self, key: Key, stored: bytes) -> bytes:
-        """Return the payload itself."""
-        del key
-        return stored
+    name: str
+    meaning: str
+    value: float
+    is_counter: bool = False
 
 
 class Storage(Protocol):
@@ -118,6 +108,17 @@ class Storage(Protocol):
 
     def on_change(self, wake: Callable[[], None]) -> None:
         """Call `wake`, in the event loop, whenever the log may have grown or been replaced."""
+        ...
+
+    def on_listening(self, report: Callable[[GatehouseError | None], None]) -> None:
+        """Tell `report` when changes of others are no longer announced, and (None) when they are.
+
+        They are found by polling meanwhile.
+        """
+        ...
+
+    def figures(self) -> Sequence[Figure]:
+        """Return what the backend knows about itself, for metrics. May be called in any thread."""
         ...
 
     async def position(self) -> Position:
@@ -160,6 +161,17 @@ class Storage(Protocol):
         """Return the next live records after a key, of one type or of all ("")."""
         ...
 
+    async def put_access_times(self, times: Mapping[Key, int]) -> None:
+        """Note when live records were used, in Unix microseconds; the later time stays.
+
+        Keys come in order. No version is made; absent records are passed over.
+        """
+        ...
+
+    async def access_times(self, type_: str, ids: Sequence[str]) -> Mapping[str, int]:
+        """Return when live records were last used, by id; those not known are left out."""
+        ...
+
     async def acquire_lease(self, name: str, new_id: str, duration_us: int) -> bool:
         """Take a lease under `new_id`; False when another holds it."""
         ...
@@ -172,6 +184,14 @@ class Storage(Protocol):
         """Give a lease back, if it is held under `lease_id`."""
         ...
 
+    async def register(self, entries: Sequence[Entry], ttl_us: int) -> None:
+        """Note where services are, for so long. Entries come in order."""
+        ...
+
+    async def registered(self) -> tuple[Entry, ...]:
+        """Return what was noted and has not expired, in order."""
+        ...
+
     async def clear(self) -> tuple[int, int]:
         """Delete records, log, options and checkpoint, and begin a new history.
 
@@ -179,8 +199,15 @@ class Storage(Protocol):
         """
         ...
 
+    async def change_history(self) -> tuple[int, int]:
+        """Begin a new history with the same records and options.
+
+        The version counter goes on. Returns the old and the new server version.
+        """
+        ...
+
     async def renew_history(self, seen: Position) -> None:
-        """Begin a new history if the store has gone back behind what was seen of this one."""
+        """Begin a new history if the store does not hold what was seen of this one."""
         ...
 
     async def checkpoint(self) -> Checkpoint:
@@ -195,10 +222,11 @@ class Storage(Protocol):
         """Return up to MAX_REAPED records past their time to live or over capacity."""
         ...
 
-    async def prune(self, retention_us: int) -> int:
-        """Forget changes older than that, but never the newest one, and long expired leases.
+    async def prune(self, retention_us: int, max_bytes: int) -> int:
+        """Forget changes older than that, or before the last so many bytes; not the newest.
 
-        Returns how many changes were forgotten; MAX_PRUNED says that there may be more.
+        And long expired leases, and services that have not reported again. Returns how many
+        changes were forgotten; MAX_PRUNED says that there may be more.
         """
         ...
 
@@ -215,6 +243,11 @@ async def running(storage: AnyStorage) -> AsyncIterator[AnyStorage]:
             yield storage
     finally:
         await storage.close()
+
+
+def change_size(record: StoredRecord, stored: int) -> int:
+    """Return how much of the log a change takes, roughly, when `stored` is that of its payload."""
+    return stored + len(record.type) + len(record.id) + 64
 
 
 def new_server_version(rng: Rng) -> int:

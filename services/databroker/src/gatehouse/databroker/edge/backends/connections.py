@@ -104,7 +104,10 @@ def parse_postgres(connection: str) -> PostgresConnection:
             f"{_KEY} is not a PostgreSQL connection string; "
             "postgres://user:password@host/database?sslmode=verify-full would be one"
         ) from None
-    conninfo = make_conninfo("", **{**_DEFAULTS, **given})
+    defaults = dict(_DEFAULTS)
+    if "," in str(given.get("host") or given.get("hostaddr") or ""):
+        defaults["target_session_attrs"] = "read-write"  # of a primary and its standbys
+    conninfo = make_conninfo("", **{**defaults, **given})
     pool = {key: value for key, value in ours.items() if key in _POOL_KEYS}
     maximum = _count(pool, "pool_max_conns", max(4, os.cpu_count() or 1), at_least=1)
     minimum = max(

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Final
 
 from gatehouse.common.clock import Clock, Rng
 from gatehouse.common.errors import GatehouseError
@@ -22,6 +24,8 @@ from gatehouse.databroker.core.query import (
     narrow,
 )
 from gatehouse.databroker.core.records import Key, Plan, Reap, StoredRecord, Write, plan
+from gatehouse.databroker.core.registry import Entry
+from gatehouse.databroker.core.sorted_ids import SortedIds
 from gatehouse.databroker.edge.backends.base import (
     LEASE_KEPT_US,
     MAX_PAGE_BYTES,
@@ -29,11 +33,15 @@ from gatehouse.databroker.edge.backends.base import (
     MAX_REAPED,
     ChangePage,
     Checkpoint,
+    Figure,
     HeadPage,
     QueryAnswer,
     WriteResult,
+    change_size,
     new_server_version,
 )
+
+MAX_LOG_BYTES: Final = 256 << 20  # there is less room here than on a disk
 
 
 class MemoryStorage:
@@ -47,11 +55,15 @@ class MemoryStorage:
         self._server_version = new_server_version(rng)
         self._latest = 0
         self._pruned = 0
+        self._log_bytes = 0
         self._log: list[StoredRecord] = []  # versions pruned + 1 .. latest, without a gap
         self._head: dict[str, dict[str, StoredRecord]] = {}
+        self._ids: dict[str, SortedIds] = {}  # of each type in `_head`
         self._index: dict[tuple[str, str], set[Key]] = {}
         self._options: dict[str, TypeRules] = {}
+        self._access_times: dict[Key, int] = {}
         self._leases: dict[str, leases.Lease] = {}
+        self._services: dict[Entry, int] = {}  # until when each counts
         self._checkpoint = Checkpoint()
         self._wake: Callable[[], None] = lambda: None
 
@@ -72,9 +84,17 @@ class MemoryStorage:
         """Call `wake` after each write."""
         self._wake = wake
 
+    def on_listening(self, report: Callable[[GatehouseError | None], None]) -> None:
+        """Do nothing: there are no others."""
+
+    def figures(self) -> Sequence[Figure]:
+        """Return nothing: the process's memory is what there is to see."""
+        return ()
+
     async def position(self) -> Position:
         """Return where the store stands."""
-        return Position(self._server_version, self._latest, self._pruned)
+        stamp = self._log[-1].modified_at_us if self._log else 0
+        return Position(self._server_version, self._latest, self._pruned, stamp)
 
     async def get(self, type_: str, id_: str) -> StoredRecord | None:
         """Return a live record."""
@@ -106,15 +126,29 @@ class MemoryStorage:
             indexed = rules[key[0]].indexed
             self._reindex(key, held.get(key), record, indexed, indexed)
             if record is None:
-                ids = self._head.get(key[0], {})
-                ids.pop(key[1], None)
-                if not ids:
-                    self._head.pop(key[0], None)
+                self._access_times.pop(key, None)
+                self._remove(*key)
             else:
-                self._head.setdefault(key[0], {})[key[1]] = record
+                self._insert(record)
         self._log += planned.changes
+        self._log_bytes += sum(map(_size, planned.changes))
         self._latest = planned.latest
         return planned
+
+    def _insert(self, record: StoredRecord) -> None:
+        records = self._head.setdefault(record.type, {})
+        is_new = record.id not in records
+        records[record.id] = record
+        if is_new:
+            self._ids.setdefault(record.type, SortedIds(records)).add(record.id)
+
+    def _remove(self, type_: str, id_: str) -> None:
+        records = self._head.get(type_, {})
+        if records.pop(id_, None) is None:
+            return
+        self._ids[type_].remove()
+        if not records:
+            del self._head[type_], self._ids[type_]
 
     def _reindex(
         self,
@@ -211,18 +245,26 @@ class MemoryStorage:
             if len(found) == limit or size >= MAX_PAGE_BYTES:
                 end = record.version
                 break
-        return ChangePage(await self.position(), tuple(found), end)
+        before = (
+            self._log[after - self._pruned - 1] if self._pruned < after <= self._latest else None
+        )
+        stamp = before.modified_at_us if before else 0
+        return ChangePage(await self.position(), tuple(found), end, stamp)
 
     async def head(self, type_: str, after: Key | None, *, limit: int) -> HeadPage:
         """Return the next live records after a key."""
-        keys = heapq.nsmallest(
-            limit + 1,
-            (
-                record.key
-                for name in ([type_] if type_ else list(self._head))
-                for record in self._head.get(name, {}).values()
-                if after is None or record.key > after
-            ),
+        after_type, after_id = after or ("", "")
+        names = [type_] if type_ else sorted(self._head)
+        keys = list(
+            islice(
+                (
+                    (name, id_)
+                    for name in names
+                    if name in self._head and name >= after_type
+                    for id_ in self._ids[name].after(after_id if name == after_type else None)
+                ),
+                limit + 1,
+            )
         )
         found: list[StoredRecord] = []
         size = 0
@@ -233,6 +275,18 @@ class MemoryStorage:
             if size >= MAX_PAGE_BYTES:
                 break
         return HeadPage(tuple(found), is_last=len(found) == len(keys))
+
+    async def put_access_times(self, times: Mapping[Key, int]) -> None:
+        """Note when live records were used."""
+        for (type_, id_), accessed_at_us in times.items():
+            if id_ in self._head.get(type_, {}):
+                held_us = self._access_times.get((type_, id_), 0)
+                self._access_times[type_, id_] = max(held_us, accessed_at_us)
+
+    async def access_times(self, type_: str, ids: Sequence[str]) -> Mapping[str, int]:
+        """Return when live records were last used."""
+        found = ((id_, self._access_times.get((type_, id_))) for id_ in ids)
+        return {id_: time_us for id_, time_us in found if time_us is not None}
 
     async def acquire_lease(self, name: str, new_id: str, duration_us: int) -> bool:
         """Take a lease."""
@@ -252,19 +306,37 @@ class MemoryStorage:
             self._leases[name] = lease
         return lease is not None
 
-    async def clear(self) -> tuple[int, int]:
-        """Begin a new history."""
+    async def register(self, entries: Sequence[Entry], ttl_us: int) -> None:
+        """Note where services are."""
+        self._services.update(dict.fromkeys(entries, self._now_us() + ttl_us))
+
+    async def registered(self) -> tuple[Entry, ...]:
+        """Return what has not expired."""
+        now_us = self._now_us()
+        return tuple(sorted(entry for entry, end_us in self._services.items() if end_us > now_us))
+
+    async def change_history(self) -> tuple[int, int]:
+        """Begin a new history with the same records."""
         old = self._server_version
         while self._server_version == old:
             self._server_version = new_server_version(self._rng)
         self._pruned = self._latest
         self._log.clear()
+        self._log_bytes = 0
+        self._wake()
+        return old, self._server_version
+
+    async def clear(self) -> tuple[int, int]:
+        """Begin a new history without records."""
+        versions = await self.change_history()
         self._head.clear()
+        self._ids.clear()
         self._index.clear()
+        self._access_times.clear()
         self._options.clear()
         self._checkpoint = Checkpoint()
         self._wake()
-        return old, self._server_version
+        return versions
 
     async def renew_history(self, seen: Position) -> None:
         """Do nothing: memory does not go back."""
@@ -290,17 +362,26 @@ class MemoryStorage:
                 )
         return tuple(found[:MAX_REAPED])
 
-    async def prune(self, retention_us: int) -> int:
-        """Forget old changes and long expired leases."""
+    async def prune(self, retention_us: int, max_bytes: int) -> int:
+        """Forget old changes, long expired leases and silent services."""
         now_us = self._now_us()
+        max_bytes = min(max_bytes, MAX_LOG_BYTES)
         count = 0
         while count < min(len(self._log) - 1, MAX_PRUNED):
-            if self._log[count].modified_at_us >= now_us - retention_us:
+            oldest = self._log[count]
+            left = self._log_bytes - _size(oldest)
+            if oldest.modified_at_us >= now_us - retention_us and left < max_bytes:
                 break
+            self._log_bytes = left
             count += 1
         del self._log[:count]
         self._pruned += count
         for lease in list(self._leases.values()):
             if lease.expires_at_us < now_us - LEASE_KEPT_US:
                 del self._leases[lease.name]
+        self._services = {key: end for key, end in self._services.items() if end > now_us}
         return count
+
+
+def _size(record: StoredRecord) -> int:
+    return change_size(record, len(record.data))

@@ -12,14 +12,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, Final
 
+import psycopg
 from psycopg.rows import TupleRow
 
 from gatehouse.common.clock import Clock, Rng
 from gatehouse.common.errors import GatehouseError
-from gatehouse.databroker.core import leases
+from gatehouse.common.observability.logging import get_logger
 from gatehouse.databroker.core.feed import Position
 from gatehouse.databroker.core.options import BUILT_IN, NO_RULES, TypeRules, effective
 from gatehouse.databroker.core.query import Query, QueryResults, Selection, index_terms, narrow
@@ -27,32 +28,40 @@ from gatehouse.databroker.core.records import Key, Plan, Reap, StoredRecord, Wri
 from gatehouse.databroker.edge.backends import postgres_sql as sql
 from gatehouse.databroker.edge.backends.base import (
     LEASE_KEPT_US,
+    MAX_ORPHANS,
     MAX_PAGE_BYTES,
     MAX_PRUNED,
     MAX_REAPED,
     ChangePage,
-    Checkpoint,
     HeadPage,
-    PayloadCodec,
-    PlainPayloads,
     QueryAnswer,
     WriteResult,
+    change_size,
     new_server_version,
 )
 from gatehouse.databroker.edge.backends.connections import PostgresConnection
-from gatehouse.databroker.edge.backends.postgres_connections import Connections, allow
+from gatehouse.databroker.edge.backends.postgres_connections import (
+    ANSWER_TIMEOUT_S,
+    Connections,
+    allow,
+)
+from gatehouse.databroker.edge.backends.postgres_keys import KeyTable
 from gatehouse.databroker.edge.backends.postgres_schema import Connection, migrate
+from gatehouse.databroker.edge.backends.postgres_unversioned import UnversionedTables
+from gatehouse.databroker.edge.backends.sealed_payloads import SealedPayloads, Secrets
 from gatehouse.databroker.edge.backends.write_queue import Committed, WriteQueue
 
 CLEANING_TIMEOUT_S: Final = 60
 NOTIFY_INTERVAL_S: Final = 0.05
 CANDIDATES_AT_ONCE: Final = 500
-INLINE_CANDIDATES: Final = 32  # so few are looked at in the event loop
+INLINE_CANDIDATES: Final = 32  # so few are opened in the event loop, which answers checks too
+
+_log = get_logger("databroker")
 
 Term = tuple[str, str, str, str]  # field, value, type, id
 
 
-class PostgresStorage:
+class PostgresStorage(UnversionedTables):
     """Records in the schema `gatehouse` of a PostgreSQL database."""
 
     name = "postgres"
@@ -62,13 +71,16 @@ class PostgresStorage:
         connection: PostgresConnection,
         clock: Clock,
         rng: Rng,
-        codec: PayloadCodec | None = None,
+        secrets: Secrets,
+        *,
+        answer_timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> None:
+        super().__init__(Connections(connection, rng, answer_timeout_s))
         self._target = connection
-        self._db = Connections(connection, rng)
         self._clock = clock
         self._rng = rng
-        self._codec = codec or PlainPayloads()
+        self._codec = SealedPayloads(secrets, rng)
+        self._keys = KeyTable(self._db, self._codec, clock, rng)
         self._writes = WriteQueue(self._commit)
         self._wake: Callable[[], None] = lambda: None
         self._notify_wanted = asyncio.Event()
@@ -81,9 +93,31 @@ class PostgresStorage:
         """Bring the schema up to date and make the pool."""
         async with self._db.single() as connection:
             await migrate(connection, new_server_version(self._rng))
+            await self._check_origin(connection)
+            await self._keys.refresh(connection)
             await self._reindex(connection, sorted(BUILT_IN))
         await self._db.open()
         self._writes.accept()
+
+    async def _check_origin(self, connection: Connection) -> None:
+        """Begin a new history where the database is not the one that the log was written in.
+
+        A backup restored elsewhere, or to a point in time, has the versions of the store that it
+        was taken of, and gives them again for other changes.
+        """
+        try:
+            row = await (await connection.execute(sql.ORIGIN)).fetchone()
+        except psycopg.errors.InsufficientPrivilege:
+            return
+        held = await (await connection.execute(sql.HELD_ORIGIN)).fetchone()
+        assert row is not None
+        assert held is not None
+        if row[0] == held[0]:
+            return
+        if held[0]:
+            _log.warning("the database was restored or copied: beginning a new history")
+        new = new_server_version(self._rng)
+        await connection.execute(sql.SET_ORIGIN, {"origin": row[0], "held": held[0], "new": new})
 
     async def run(self) -> None:
         """Commit writes, listen and announce until cancelled."""
@@ -92,6 +126,7 @@ class PostgresStorage:
             group.create_task(self._db.run())
             group.create_task(self._db.listen(self._call_wake))
             group.create_task(self._notify_later())
+            group.create_task(self._keys.run())
 
     async def close(self) -> None:
         """Close every connection."""
@@ -125,6 +160,14 @@ class PostgresStorage:
         data = self._codec.open((type_, id_), stored)
         return StoredRecord(version, type_, id_, data, modified_at_us, *deleted)
 
+    async def _records(self, rows: Sequence[Sequence[Any]]) -> tuple[StoredRecord, ...]:
+        async def read() -> tuple[StoredRecord, ...]:
+            if len(rows) > INLINE_CANDIDATES:
+                return await asyncio.to_thread(lambda: tuple(map(self._record, rows)))
+            return tuple(map(self._record, rows))
+
+        return await self._keys.having_keys(read)
+
     # Reading
 
     async def position(self) -> Position:
@@ -135,8 +178,12 @@ class PostgresStorage:
 
     async def get(self, type_: str, id_: str) -> StoredRecord | None:
         """Return a live record."""
-        row = await self._db.row(sql.GET, type_, id_)
-        return None if row is None else self._record(row)
+
+        async def read() -> StoredRecord | None:
+            row = await self._db.row(sql.GET, type_, id_)
+            return None if row is None else self._record(row)
+
+        return await self._keys.having_keys(read)
 
     async def changes(self, after: int, *, type_: str = "", limit: int) -> ChangePage:
         """Return the next changes after a version."""
@@ -144,10 +191,11 @@ class PostgresStorage:
             sql.TYPED_CHANGES if type_ else sql.CHANGES,
             {"after": after, "type": type_, "limit": limit, "bytes": MAX_PAGE_BYTES},
         )
-        position = Position(*rows[0][:3])
-        found = tuple(self._record(row[3:]) for row in rows if row[3] is not None)
-        end = found[-1].version if _is_cut(found, limit) else position.latest
-        return ChangePage(position, found, end)
+        *position_columns, before = rows[0][:5]
+        position = Position(*position_columns)
+        found = [row[5:] for row in rows if row[5] is not None]
+        end = found[-1][0] if _is_cut(found, limit) else position.latest
+        return ChangePage(position, await self._records(found), end, before or 0)
 
     async def head(self, type_: str, after: Key | None, *, limit: int) -> HeadPage:
         """Return the next live records after a key."""
@@ -162,8 +210,7 @@ class PostgresStorage:
                 "bytes": MAX_PAGE_BYTES,
             },
         )
-        found = tuple(self._record(row) for row in rows)
-        return HeadPage(found, is_last=not _is_cut(found, limit))
+        return HeadPage(await self._records(rows), is_last=not _is_cut(rows, limit))
 
     async def list_types(self) -> tuple[str, ...]:
         """Return the types that have a live record."""
@@ -184,16 +231,15 @@ class PostgresStorage:
                     return await self._list(connection, query, Position(*row))
                 return await self._search(connection, query, Position(*row))
 
-        return await self._db.use(answer)
+        return await self._keys.having_keys(lambda: self._db.use(answer))
 
     async def _query_by_id(self, query: Query, selection: Selection) -> QueryAnswer:
         args = {"type": query.type, "ids": sorted(selection.ids)}
         rows = await self._db.rows(sql.SELECT_BY_ID, args)
         results = QueryResults(query, is_narrowed=True)
-        for row in rows:
-            if row[3] is not None:
-                results.add(self._record(row[3:]))
-        return QueryAnswer(results.records(), results.total, Position(*rows[0][:3]))
+        for record in await self._records([row[4:] for row in rows if row[4] is not None]):
+            results.add(record)
+        return QueryAnswer(results.records(), results.total, Position(*rows[0][:4]))
 
     async def _list(self, connection: Connection, query: Query, position: Position) -> QueryAnswer:
         args = {"type": query.type, "offset": query.offset, "limit": query.limit}
@@ -261,17 +307,21 @@ class PostgresStorage:
                 row = await sequence.fetchone()
                 assert row is not None
                 has_begun = True
-                server_version, first, _, now_us = row
+                server_version, first, log_bytes, now_us = row
                 held, rules = await learn()
                 planned = plan(writes, held, rules, latest=first, now_us=now_us)
-                await self._apply(connection, planned, held, rules)
-                latest = await self._enforce_capacity(connection, planned, rules, now_us)
+                log_bytes = await self._apply(connection, planned, held, rules, log_bytes)
+                latest, log_bytes = await self._enforce_capacity(
+                    connection, planned, rules, now_us, log_bytes
+                )
                 if latest != first:
-                    await connection.execute(sql.ADVANCE, (latest,))
+                    await connection.execute(sql.ADVANCE, (latest, now_us, log_bytes))
                     await self._announce(connection)
             return Committed(server_version, planned.outcomes)
 
-        committed = await self._db.use(commit, lambda: not has_begun)
+        committed = await self._keys.having_keys(
+            lambda: self._db.use(commit, lambda: not has_begun)
+        )
         self._wake()
         return committed
 
@@ -311,18 +361,28 @@ class PostgresStorage:
         planned: Plan,
         held: Mapping[Key, StoredRecord],
         rules: Mapping[str, TypeRules],
-    ) -> None:
-        if planned.changes:
-            deleted = [record.deleted_at_us for record in planned.changes]
-            await connection.execute(sql.ADD_CHANGES, (*self._columns(planned.changes), deleted))
-        gone = [key for key, record in planned.head.items() if record is None and key in held]
-        if gone:
-            await connection.execute(
-                sql.DELETE, ([key[0] for key in gone], [key[1] for key in gone])
-            )
+        log_bytes: int,
+    ) -> int:
+        """Write what was planned; return how many bytes the log has had by then."""
         live = [record for record in planned.head.values() if record is not None]
-        if live:
-            await connection.execute(sql.UPSERT, self._columns(live))
+        gone = [key for key, record in planned.head.items() if record is None and key in held]
+        if planned.changes:
+            log_bytes = await self._add_changes(
+                connection, planned.changes, {record.version for record in live}, log_bytes
+            )
+        if gone:
+            keys = [key[0] for key in gone], [key[1] for key in gone]
+            await connection.execute(sql.DELETE, keys)
+            await connection.execute(sql.DELETE_ACCESS_TIMES, keys)
+        changed = {change.version for change in planned.changes}
+        touched = [record for record in live if record.version not in changed]
+        if touched:  # as they were, at another time
+            args = (
+                [record.type for record in touched],
+                [record.id for record in touched],
+                [record.modified_at_us for record in touched],
+            )
+            await connection.execute(sql.TOUCH, args)
         old: set[Term] = set()
         new: set[Term] = set()
         for key, record in planned.head.items():
@@ -330,15 +390,33 @@ class PostgresStorage:
             old |= _terms(held.get(key), fields)
             new |= _terms(record, fields)
         await self._index(connection, old - new, new - old)
+        return log_bytes
 
-    def _columns(self, records: Sequence[StoredRecord]) -> tuple[list[Any], ...]:
-        return (
-            [record.version for record in records],
-            [record.type for record in records],
-            [record.id for record in records],
-            [self._codec.seal(record.key, record.data) for record in records],
-            [record.modified_at_us for record in records],
+    async def _add_changes(
+        self,
+        connection: Connection,
+        changes: Sequence[StoredRecord],
+        live: Container[int],
+        log_bytes: int,
+    ) -> int:
+        """Write changes into the log, and those with `live` versions into the head."""
+        payloads = [self._codec.seal(change.key, change.data) for change in changes]
+        ends = []
+        for change, stored in zip(changes, payloads, strict=True):
+            log_bytes += change_size(change, len(stored))
+            ends.append(log_bytes)
+        args = (
+            [change.version for change in changes],
+            [change.type for change in changes],
+            [change.id for change in changes],
+            payloads,
+            [change.modified_at_us for change in changes],
+            [change.deleted_at_us for change in changes],
+            ends,
+            [change.deleted_at_us is None and change.version in live for change in changes],
         )
+        await connection.execute(sql.ADD_CHANGES, args)
+        return log_bytes
 
     async def _index(self, connection: Connection, old: set[Term], new: set[Term]) -> None:
         for statement, terms in ((sql.DELETE_TERMS, old), (sql.ADD_TERMS, new)):
@@ -348,9 +426,14 @@ class PostgresStorage:
                 await connection.execute(statement, columns)
 
     async def _enforce_capacity(
-        self, connection: Connection, planned: Plan, rules: Mapping[str, TypeRules], now_us: int
-    ) -> int:
-        """Delete what is over capacity after the planned writes; return the newest version."""
+        self,
+        connection: Connection,
+        planned: Plan,
+        rules: Mapping[str, TypeRules],
+        now_us: int,
+        log_bytes: int,
+    ) -> tuple[int, int]:
+        """Delete what is over capacity; return the newest version and the bytes of the log."""
         latest = planned.latest
         for type_ in sorted({record.type for record in planned.changes}):
             capacity = rules[type_].capacity
@@ -362,14 +445,15 @@ class PostgresStorage:
             over = tuple(map(self._record, await cursor.fetchall()))
             held = {record.key: record for record in over}
             reaped = plan([Reap(over)], held, rules, latest=latest, now_us=now_us)
-            await self._apply(connection, reaped, held, rules)
+            log_bytes = await self._apply(connection, reaped, held, rules, log_bytes)
             latest = reaped.latest
-        return latest
+        return latest, log_bytes
 
     async def clear(self) -> tuple[int, int]:
         """Begin a new history."""
         new = new_server_version(self._rng)
-        async with self._db.pooled() as connection, connection.transaction():
+        limit_s = CLEANING_TIMEOUT_S + 2.0
+        async with self._db.pooled(limit_s) as connection, connection.transaction():
             await allow(connection, CLEANING_TIMEOUT_S)
             row = await (await connection.execute(sql.SEQUENCE)).fetchone()
             assert row is not None
@@ -381,14 +465,27 @@ class PostgresStorage:
         self._wake()
         return row[0], new
 
-    async def renew_history(self, seen: Position) -> None:
-        """Begin a new history, with versions above those seen, if the store has gone back."""
+    async def change_history(self) -> tuple[int, int]:
+        """Begin a new history with the same records."""
         new = new_server_version(self._rng)
+        async with self._db.pooled() as connection, connection.transaction():
+            row = await (await connection.execute(sql.SEQUENCE)).fetchone()
+            assert row is not None
+            await connection.execute(sql.CHANGE_HISTORY, (new,))
+            await connection.execute(sql.NOTIFY)
+        self._wake()
+        return row[0], new
+
+    async def renew_history(self, seen: Position) -> None:
+        """Begin a new history, with versions above those seen, if they are not held here."""
+        args = {
+            "new": new_server_version(self._rng),
+            "old": seen.server_version,
+            "latest": seen.latest,
+            "stamp": seen.stamp,
+        }
         async with self._db.pooled() as connection:
-            await connection.execute(
-                sql.RENEW_HISTORY,
-                (new, seen.latest, seen.latest, seen.server_version, seen.latest),
-            )
+            await connection.execute(sql.RENEW_HISTORY, args)
 
     # Options and indexes
 
@@ -404,6 +501,9 @@ class PostgresStorage:
 
     async def set_options(self, type_: str, rules: TypeRules | None) -> None:
         """Replace what was set for a type."""
+        await self._keys.having_keys(lambda: self._set_options(type_, rules))
+
+    async def _set_options(self, type_: str, rules: TypeRules | None) -> None:
         async with self._db.pooled() as connection, connection.transaction():
             await connection.execute(sql.SEQUENCE)
             await connection.execute(sql.DELETE_OPTIONS, (type_,))
@@ -448,52 +548,6 @@ class PostgresStorage:
                         new |= _terms(record, new_fields)
                     await self._index(connection, old - new, new - old)
 
-    # Leases and checkpoint
-
-    async def acquire_lease(self, name: str, new_id: str, duration_us: int) -> bool:
-        """Take a lease."""
-        return await self._change_lease(leases.acquisition(name, new_id, duration_us), name)
-
-    async def renew_lease(self, name: str, lease_id: str, duration_us: int) -> bool:
-        """Extend a lease."""
-        return await self._change_lease(leases.renewal(name, lease_id, duration_us), name)
-
-    async def release_lease(self, name: str, lease_id: str) -> None:
-        """Give a lease back."""
-        await self._change_lease(leases.giving_back(lease_id), name)
-
-    async def _change_lease(self, change: leases.Change, name: str) -> bool:
-        async with (
-            self._db.pooled() as connection,
-            connection.pipeline(),
-            connection.transaction(),
-        ):
-            await connection.execute(sql.LEASE_LOCK, (name,))
-            cursor = await connection.execute(sql.LEASE, (name,))
-            row = await cursor.fetchone()
-            assert row is not None
-            now_us, *columns = row
-            held = None if columns[0] is None else leases.Lease(*columns)
-            lease = change(held, now_us)
-            if lease is not None:
-                await connection.execute(
-                    sql.SET_LEASE, (lease.name, lease.id, lease.expires_at_us, lease.fence)
-                )
-        return lease is not None
-
-    async def checkpoint(self) -> Checkpoint:
-        """Return the replication position."""
-        row = await self._db.row(sql.CHECKPOINT)
-        assert row is not None
-        return Checkpoint(int(row[0]), int(row[1]))
-
-    async def set_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Store the replication position."""
-        async with self._db.pooled() as connection:
-            await connection.execute(
-                sql.SET_CHECKPOINT, (checkpoint.server_version, checkpoint.record_version)
-            )
-
     # Cleaning
 
     async def reapable(self) -> tuple[StoredRecord, ...]:
@@ -506,17 +560,20 @@ class PostgresStorage:
                 found += await self._db.rows(sql.EXPIRED, (type_, rules.ttl_us, MAX_REAPED))
             if len(found) >= MAX_REAPED:
                 break
-        return tuple(self._record(row) for row in found[:MAX_REAPED])
+        return await self._records(found[:MAX_REAPED])
 
-    async def prune(self, retention_us: int) -> int:
-        """Forget old changes and long expired leases; one databroker at a time."""
-        async with self._db.pooled() as connection, connection.transaction():
+    async def prune(self, retention_us: int, max_bytes: int) -> int:
+        """Forget old changes, expired leases and silent services; one databroker at a time."""
+        limit_s = CLEANING_TIMEOUT_S + 2.0
+        async with self._db.pooled(limit_s) as connection, connection.transaction():
             row = await (await connection.execute(sql.PRUNE_LOCK, (sql.CLEANING_LOCK,))).fetchone()
             if row is None or not row[0]:
                 return 0
             await allow(connection, CLEANING_TIMEOUT_S)
             await connection.execute(sql.PRUNE_LEASES, (LEASE_KEPT_US,))
-            args = (retention_us, MAX_PRUNED, retention_us)
+            await connection.execute(sql.PRUNE_SERVICES)
+            await connection.execute(sql.PRUNE_ACCESS_TIMES, (MAX_ORPHANS,))
+            args = (MAX_PRUNED, retention_us, max_bytes)
             end = await (await connection.execute(sql.PRUNE_END, args)).fetchone()
             if end is None:
                 return 0
@@ -537,5 +594,6 @@ def _terms(record: StoredRecord | None, fields: Iterable[str]) -> set[Term]:
     return {(*term, *record.key) for term in index_terms(record.data, fields)}
 
 
-def _is_cut(found: Sequence[StoredRecord], limit: int) -> bool:
-    return len(found) == limit or sum(len(record.data) for record in found) >= MAX_PAGE_BYTES
+def _is_cut(rows: Sequence[Sequence[Any]], limit: int) -> bool:
+    """Tell whether a page may have ended early, by the sizes that the statement went by."""
+    return len(rows) == limit or sum(len(row[3]) for row in rows) >= MAX_PAGE_BYTES

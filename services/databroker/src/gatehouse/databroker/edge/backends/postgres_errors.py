@@ -23,11 +23,14 @@ _PASSING: Final = (
     psycopg_pool.TooManyRequests,
     psycopg.OperationalError,
     psycopg.InterfaceError,
+    TimeoutError,  # while connecting
 )
 
 
-def message_of(error: psycopg.Error) -> str:
+def message_of(error: psycopg.Error | TimeoutError) -> str:
     """Return the error's first line: no DETAIL, which may quote values."""
+    if isinstance(error, TimeoutError):
+        return "no answer"
     text = error.diag.message_primary or str(error).strip().partition("\n")[0]
     return text or type(error).__name__
 

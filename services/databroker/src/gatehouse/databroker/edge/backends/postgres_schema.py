@@ -8,8 +8,8 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from gatehouse.databroker.edge.backends import postgres_sql as sql
-from gatehouse.databroker.edge.migrations import POSTGRES_VERSION, read_step
-from gatehouse.databroker.errors import StorageUnusableError
+from gatehouse.databroker.edge.migrations import POSTGRES_VERSION, SEALED_SINCE, read_step
+from gatehouse.databroker.errors import ClearStoreError, StorageUnusableError
 
 Connection: TypeAlias = "psycopg.AsyncConnection[TupleRow]"
 
@@ -18,18 +18,21 @@ async def migrate(connection: Connection, server_version: int) -> None:
     """Bring the schema up to date; a new one begins with that server version.
 
     Needs the right to create things only when there is something to create. Raises
-    StorageUnusableError for a schema of a newer release.
+    StorageUnusableError for a schema of a newer release, or an old one with records in clear.
     """
     if await _version(connection) == POSTGRES_VERSION:
         return
     async with connection.transaction():
-        await connection.execute(sql.SCHEMA_LOCK, (sql.MIGRATION_LOCK,))
+        await connection.execute(sql.ADVISORY_LOCK, (sql.MIGRATION_LOCK,))
+        await connection.execute(sql.LOCAL_TIMEOUT, ("0",))  # a large table takes its time
         version = await _version(connection)  # another replica may have been here meanwhile
         if version > POSTGRES_VERSION:
             raise StorageUnusableError(
                 f"the database has gatehouse schema version {version}, this release knows up to "
                 f"{POSTGRES_VERSION}; run the newer release"
             )
+        if 0 < version < SEALED_SINCE and await _holds_clear(connection):
+            raise ClearStoreError("the database's schema gatehouse")
         has_schema, has_table = await _state(connection)
         if not has_schema:
             await connection.execute("CREATE SCHEMA gatehouse")
@@ -45,6 +48,11 @@ async def _state(connection: Connection) -> tuple[bool, bool]:
     row = await (await connection.execute(sql.SCHEMA_STATE)).fetchone()
     assert row is not None
     return bool(row[0]), bool(row[1])
+
+
+async def _holds_clear(connection: Connection) -> bool:
+    row = await (await connection.execute(sql.HOLDS_CLEAR)).fetchone()
+    return row is not None and bool(row[0])
 
 
 async def _version(connection: Connection) -> int:

@@ -8,18 +8,13 @@ log, synchronous=FULL), so that a killed process loses nothing that was acknowle
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
-from gatehouse.common.errors import (
-    InternalError,
-)
 from gatehouse.databroker.core import leases
 from gatehouse.databroker.core.feed import Position
 from gatehouse.databroker.core.options import BUILT_IN, NO_RULES, TypeRules, effective
@@ -31,6 +26,8 @@ from gatehouse.databroker.core.query import (
     narrow,
 )
 from gatehouse.databroker.core.records import Key, Plan, Reap, StoredRecord, Write, keys_of, plan
+from gatehouse.databroker.core.registry import Entry
+from gatehouse.databroker.core.sealing import WrappedKey
 from gatehouse.databroker.edge.backends.base import (
     LEASE_KEPT_US,
     MAX_PAGE_BYTES,
@@ -39,16 +36,25 @@ from gatehouse.databroker.edge.backends.base import (
     ChangePage,
     Checkpoint,
     HeadPage,
-    PayloadCodec,
     QueryAnswer,
+    change_size,
+)
+from gatehouse.databroker.edge.backends.sealed_payloads import SealedPayloads
+from gatehouse.databroker.edge.backends.sqlite_connection import (
+    Epochs,
+    SqliteConnection,
+    translated,
 )
 from gatehouse.databroker.edge.backends.write_queue import Committed
-from gatehouse.databroker.edge.migrations import SQLITE_VERSION, read_step
-from gatehouse.databroker.errors import StorageUnavailableError, StorageUnusableError
 
-FILE_NAME: Final = "databroker.sqlite3"
-LOCK_NAME: Final = "LOCK"
-_BUSY_TIMEOUT_S: Final = 5.0
+_CLEARED: Final = (
+    "records",
+    "record_changes",
+    "record_index",
+    "record_options",
+    "indexed_fields",
+    "access_times",
+)
 _COLUMNS: Final = "version, type, id, data, modified_at_us"
 # Each type costs one index probe, whatever the number of its records.
 _TYPES: Final = """
@@ -61,128 +67,70 @@ _TYPES: Final = """
     SELECT type FROM types WHERE type IS NOT NULL"""
 
 
-@contextlib.contextmanager
-def directory_lock(directory: Path) -> Iterator[None]:
-    """Hold a store directory for this process; make it if need be (mode 0700).
-
-    Raises StorageUnusableError when another process holds it or it cannot be used.
-    """
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StorageUnusableError(
-            f"the databroker cannot use the directory {directory}: {error.strerror}; "
-            "databroker_storage_connection_string must name one that it may write to"
-        ) from error
-    with os.fdopen(descriptor, "r+", encoding="ascii") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StorageUnusableError(
-                f"the databroker's directory {directory} is in use by process {_holder(lock)}; "
-                "one process at a time may have it (use postgres storage for several)",
-                reason="storage-in-use",
-            ) from error
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        yield
-
-
-def _holder(lock: IO[str]) -> str:
-    lock.seek(0)
-    return lock.read(32).strip() or "another"
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise StorageUnavailableError(f"SQLite: {error}") from error
-    except sqlite3.Error as error:
-        raise InternalError(
-            f"SQLite: {error}", reason="storage-broken", public_message="the store is broken"
-        ) from error
-
-
-class SqliteDatabase:
+class SqliteDatabase(SqliteConnection):
     """One connection. Every public method is one transaction. Times are Unix microseconds."""
 
-    def __init__(self, path: Path, codec: PayloadCodec, *, is_writer: bool) -> None:
+    def __init__(self, path: Path, codec: SealedPayloads, *, is_writer: bool) -> None:
+        super().__init__(path, is_writer=is_writer)
         self._codec = codec
-        if is_writer:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        with _translated():
-            self._db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
-            try:
-                _check_format(self._db, path)
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = FULL")
-                if not is_writer:
-                    self._db.execute("PRAGMA query_only = ON")
-            except BaseException:
-                self._db.close()
-                raise
 
-    def close(self) -> None:
-        """Close the connection; the last one folds the write-ahead log into the file."""
-        self._db.close()
-
-    @contextlib.contextmanager
-    def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
-        with _translated():
-            self._db.execute(begin)
-            try:
-                yield
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
-
-    def _reading(self) -> contextlib.AbstractContextManager[None]:
-        return self._transaction("BEGIN DEFERRED")
-
-    def _rows(self, sql: str, *args: Any) -> list[Any]:
-        return self._db.execute(sql, args).fetchall()
-
-    def _row(self, sql: str, *args: Any) -> Any:
-        return self._db.execute(sql, args).fetchone()
-
-    # Schema
-
-    def migrate(self, server_version: int) -> None:
+    def migrate(self, server_version: int, now_us: int) -> None:
         """Bring the schema up to date; a new store begins with that server version."""
         with self._transaction():
-            (version,) = self._row("PRAGMA user_version")
-            if version > SQLITE_VERSION:
-                raise StorageUnusableError(
-                    f"the databroker's SQLite file has schema version {version}, this release "
-                    f"knows up to {SQLITE_VERSION}; run the newer release"
-                )
-            for step in range(version + 1, SQLITE_VERSION + 1):
-                for statement in _statements(read_step("sqlite", step)):
-                    self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version = {SQLITE_VERSION:d}")
+            self._create_tables()
             self._db.execute(
                 "INSERT OR IGNORE INTO sequencer (only_row, server_version, latest_version,"
                 " pruned_version) VALUES (1, ?, 0, 0)",
                 (server_version,),
             )
+        self.refresh_keys(now_us)
+        with self._transaction():
             for type_ in sorted({*BUILT_IN, *(name for (name,) in self._rows(_TYPES))}):
                 self._reindex(type_)
+
+    def begin_epoch(self, epoch: str, epochs: Epochs, server_version: int) -> bool:
+        """Enter a new epoch; True when the store was restored, which begins a new history."""
+        with translated():
+            (held,) = self._row("SELECT epoch FROM sequencer")
+        was_restored = held != "" and held not in epochs.read()
+        epochs.write(held, epoch)
+        with self._transaction():
+            if was_restored:
+                self._db.execute(
+                    "UPDATE sequencer SET server_version = ?, pruned_version = latest_version,"
+                    " latest_at_us = 0",
+                    (server_version,),
+                )
+            self._db.execute("UPDATE sequencer SET epoch = ?", (epoch,))
+        epochs.write(epoch)
+        return was_restored
+
+    # Sealing
+
+    def refresh_keys(self, now_us: int) -> None:
+        """Bring the data keys in line with the secrets in force; make a new one when due."""
+        with self._transaction():
+            rows = self._rows("SELECT id, created_at_us, wrapped_by, wrapped FROM data_keys")
+            plan = self._codec.plan([WrappedKey(*row) for row in rows], now_us)
+            self._db.executemany(
+                "INSERT OR REPLACE INTO data_keys (id, created_at_us, wrapped_by, wrapped)"
+                " VALUES (?, ?, ?, ?)",
+                [(row.id, row.created_at_us, row.wrapped_by, row.wrapped) for row in plan.changed],
+            )
+        self._codec.install(plan)
 
     # Reading
 
     def position(self) -> Position:
         """Return where the store stands."""
-        with _translated():
+        with translated():
             return self._position()
 
     def _position(self) -> Position:
         return Position(
-            *self._row("SELECT server_version, latest_version, pruned_version FROM sequencer")
+            *self._row(
+                "SELECT server_version, latest_version, pruned_version, latest_at_us FROM sequencer"
+            )
         )
 
     def _record(self, row: Sequence[Any]) -> StoredRecord:
@@ -192,7 +140,7 @@ class SqliteDatabase:
 
     def get(self, type_: str, id_: str) -> StoredRecord | None:
         """Return a live record."""
-        with _translated():
+        with translated():
             return self._get((type_, id_))
 
     def _get(self, key: Key) -> StoredRecord | None:
@@ -211,7 +159,9 @@ class SqliteDatabase:
                 (*args, limit),
             )
             found, is_cut = self._page(cursor, limit)
-        return ChangePage(position, found, found[-1].version if is_cut else position.latest)
+            before = self._row("SELECT modified_at_us FROM record_changes WHERE version = ?", after)
+        end = found[-1].version if is_cut else position.latest
+        return ChangePage(position, found, end, before[0] if before else 0)
 
     def head(self, type_: str, after: Key | None, limit: int) -> HeadPage:
         """Return the next live records after a key."""
@@ -222,7 +172,7 @@ class SqliteDatabase:
         if after is not None:
             where.append("(type, id) > (?, ?)")
             args += after
-        with _translated():
+        with translated():
             cursor = self._db.execute(
                 f"SELECT {_COLUMNS} FROM records WHERE {' AND '.join(where)}"  # noqa: S608
                 " ORDER BY type, id LIMIT ?",
@@ -302,19 +252,19 @@ class SqliteDatabase:
 
     def list_types(self) -> tuple[str, ...]:
         """Return the types that have a live record."""
-        with _translated():
+        with translated():
             return tuple(name for (name,) in self._rows(_TYPES))
 
     # Options and indexes
 
     def options(self, type_: str) -> TypeRules | None:
         """Return the options in force for a type."""
-        with _translated():
+        with translated():
             return effective(type_, self._stored_options(type_))
 
     def all_options(self) -> Mapping[str, TypeRules]:
         """Return the options of every type that has some."""
-        with _translated():
+        with translated():
             stored = {
                 type_: TypeRules(capacity, ttl_us, tuple(json.loads(fields)))
                 for type_, capacity, ttl_us, fields in self._rows(
@@ -388,7 +338,10 @@ class SqliteDatabase:
                 over = self._over_capacity(type_)
                 if over:
                     latest = self._apply([Reap(over)], latest, now_us).latest
-            self._db.execute("UPDATE sequencer SET latest_version = ?", (latest,))
+            if latest != position.latest:
+                self._db.execute(
+                    "UPDATE sequencer SET latest_version = ?, latest_at_us = ?", (latest, now_us)
+                )
         return Committed(position.server_version, planned.outcomes)
 
     def _apply(self, writes: Sequence[Write], latest: int, now_us: int) -> Plan:
@@ -396,13 +349,11 @@ class SqliteDatabase:
         held = {key: record for key in keys if (record := self._get(key)) is not None}
         rules = {type_: self._rules(type_) for type_ in {key[0] for key in keys}}
         planned = plan(writes, held, rules, latest=latest, now_us=now_us)
-        self._db.executemany(
-            f"INSERT INTO record_changes ({_COLUMNS}, deleted_at_us) VALUES (?, ?, ?, ?, ?, ?)",  # noqa: S608
-            [(*self._columns(record), record.deleted_at_us) for record in planned.changes],
-        )
+        self._append(planned.changes)
         for key, record in planned.head.items():
             if record is None:
                 self._db.execute("DELETE FROM records WHERE type = ? AND id = ?", key)
+                self._db.execute("DELETE FROM access_times WHERE type = ? AND id = ?", key)
             else:
                 self._db.execute(
                     f"INSERT OR REPLACE INTO records ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)",  # noqa: S608
@@ -411,6 +362,20 @@ class SqliteDatabase:
             fields = rules[key[0]].indexed
             self._index(key, _terms(held.get(key), fields), _terms(record, fields))
         return planned
+
+    def _append(self, changes: Sequence[StoredRecord]) -> None:
+        (log_bytes,) = self._row("SELECT log_bytes FROM sequencer")
+        rows = []
+        for record in changes:
+            columns = self._columns(record)
+            log_bytes += change_size(record, len(columns[3]))
+            rows.append((*columns, record.deleted_at_us, log_bytes))
+        self._db.executemany(
+            f"INSERT INTO record_changes ({_COLUMNS}, deleted_at_us, end_bytes)"  # noqa: S608
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            rows,
+        )
+        self._db.execute("UPDATE sequencer SET log_bytes = ?", (log_bytes,))
 
     def _columns(self, record: StoredRecord) -> tuple[Any, ...]:
         stored = self._codec.seal(record.key, record.data)
@@ -433,19 +398,53 @@ class SqliteDatabase:
         """Begin a new history under that server version; return the old and the new one."""
         with self._transaction():
             old = self._position().server_version
-            for table in ("records", "record_changes", "record_index", "record_options"):
+            for table in _CLEARED:
                 self._db.execute(f"DELETE FROM {table}")  # noqa: S608
-            self._db.execute("DELETE FROM indexed_fields")
             for type_ in BUILT_IN:
                 self._reindex(type_)
             self._db.execute(
                 "UPDATE sequencer SET server_version = ?, pruned_version = latest_version,"
-                " checkpoint_server_version = '0', checkpoint_record_version = '0'",
+                " latest_at_us = 0, checkpoint_server_version = '0',"
+                " checkpoint_record_version = '0'",
                 (server_version,),
             )
         return old, server_version
 
-    # Leases and checkpoint
+    def change_history(self, server_version: int) -> tuple[int, int]:
+        """Begin a new history with the same records; return the old and the new server version."""
+        with self._transaction():
+            old = self._position().server_version
+            self._db.execute(
+                "UPDATE sequencer SET server_version = ?, pruned_version = latest_version,"
+                " latest_at_us = 0",
+                (server_version,),
+            )
+        return old, server_version
+
+    # Access times, leases, services and checkpoint
+
+    def put_access_times(self, times: Mapping[Key, int]) -> None:
+        """Note when live records were used; the later time stays."""
+        with self._transaction():
+            self._db.executemany(
+                "INSERT INTO access_times (type, id, accessed_at_us)"
+                " SELECT type, id, ? FROM records WHERE type = ? AND id = ?"
+                " ON CONFLICT (type, id) DO UPDATE SET accessed_at_us = excluded.accessed_at_us"
+                " WHERE accessed_at_us < excluded.accessed_at_us",
+                [(accessed_at_us, *key) for key, accessed_at_us in times.items()],
+            )
+
+    def access_times(self, type_: str, ids: Sequence[str]) -> Mapping[str, int]:
+        """Return when live records were last used."""
+        with translated():
+            return dict(
+                self._rows(
+                    "SELECT id, accessed_at_us FROM access_times"
+                    " WHERE type = ? AND id IN (SELECT value FROM json_each(?))",
+                    type_,
+                    json.dumps(ids),
+                )
+            )
 
     def change_lease(self, change: leases.Change, name: str, now_us: int) -> bool:
         """Store what `change` makes of the held lease; False when it makes nothing of it."""
@@ -463,9 +462,28 @@ class SqliteDatabase:
             )
             return True
 
+    def register(self, entries: Sequence[Entry], expires_at_us: int) -> None:
+        """Note where services are."""
+        with self._transaction():
+            self._db.executemany(
+                "INSERT OR REPLACE INTO services (kind, endpoint, expires_at_us) VALUES (?, ?, ?)",
+                [(*entry, expires_at_us) for entry in entries],
+            )
+
+    def registered(self, now_us: int) -> tuple[Entry, ...]:
+        """Return what has not expired."""
+        with translated():
+            return tuple(
+                self._rows(
+                    "SELECT kind, endpoint FROM services WHERE expires_at_us > ?"
+                    " ORDER BY kind, endpoint",
+                    now_us,
+                )
+            )
+
     def checkpoint(self) -> Checkpoint:
         """Return the replication position."""
-        with _translated():
+        with translated():
             row = self._row(
                 "SELECT checkpoint_server_version, checkpoint_record_version FROM sequencer"
             )
@@ -500,47 +518,29 @@ class SqliteDatabase:
                 break
         return tuple(found[:MAX_REAPED])
 
-    def prune(self, now_us: int, retention_us: int) -> int:
-        """Forget old changes and long expired leases."""
+    def prune(self, now_us: int, retention_us: int, max_bytes: int) -> int:
+        """Forget old changes, long expired leases and silent services."""
         with self._transaction():
             self._db.execute(
                 "DELETE FROM leases WHERE expires_at_us < ?", (now_us - LEASE_KEPT_US,)
             )
-            (old,) = self._row(
-                "SELECT max(version) FROM record_changes WHERE modified_at_us < ?",
+            self._db.execute("DELETE FROM services WHERE expires_at_us < ?", (now_us,))
+            (end,) = self._row(
+                "SELECT max(version) FROM"
+                " (SELECT * FROM record_changes ORDER BY version LIMIT ?) AS oldest"
+                " WHERE modified_at_us < ? OR end_bytes <= (SELECT log_bytes FROM sequencer) - ?",
+                MAX_PRUNED,
                 now_us - retention_us,
+                max_bytes,
             )
-            if old is None:
+            if end is None:
                 return 0
-            position = self._position()
-            end = min(old, position.latest - 1, position.pruned + MAX_PRUNED)
+            end = min(end, self._position().latest - 1)
             gone = self._db.execute("DELETE FROM record_changes WHERE version <= ?", (end,))
             if gone.rowcount:
                 self._db.execute("UPDATE sequencer SET pruned_version = ?", (end,))
             return gone.rowcount
 
 
-def _check_format(db: sqlite3.Connection, path: Path) -> None:
-    try:
-        db.execute("PRAGMA schema_version").fetchone()
-    except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError):
-            raise
-        raise StorageUnusableError(
-            f"{path} is not a SQLite database ({error}); move it away or restore a backup"
-        ) from error
-
-
 def _terms(record: StoredRecord | None, fields: Iterable[str]) -> frozenset[tuple[str, str]]:
     return frozenset() if record is None else index_terms(record.data, fields)
-
-
-def _statements(script: str) -> Iterator[str]:
-    """Split a script of ours into statements; `executescript` would commit in between."""
-    pending = ""
-    for line in script.splitlines(keepends=True):
-        pending += line
-        if sqlite3.complete_statement(pending):
-            yield pending
-            pending = ""
-    assert not pending.strip(), pending

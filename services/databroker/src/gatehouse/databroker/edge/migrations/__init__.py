@@ -5,8 +5,9 @@ from __future__ import annotations
 from importlib import resources
 from typing import Final
 
-POSTGRES_VERSION: Final = 1
-SQLITE_VERSION: Final = 1
+POSTGRES_VERSION: Final = 4
+SQLITE_VERSION: Final = 4
+SEALED_SINCE: Final = 3  # stores of earlier versions may hold payloads in clear
 
 
 def read_step(dialect: str, version: int) -> str:

@@ -50,6 +50,22 @@ def serialize(message: Message) -> bytes:
     return message.SerializeToString(deterministic=True)
 
 
+def embedded(number: int, body: bytes) -> bytes:
+    """`body`, a serialized message, as field `number` of another one.
+
+    Protobuf's encoding of a length-delimited record: messages made of the same parts again and
+    again are put together from bytes, without being parsed and serialized each time.
+    """
+    head = bytearray()
+    for value in (number << 3 | 2, len(body)):
+        left = value
+        while left > 0x7F:
+            head.append(left & 0x7F | 0x80)
+            left >>= 7
+        head.append(left)
+    return bytes(head) + body
+
+
 def digest(data: bytes) -> str:
     """A 16-hex-digit name for some bytes (SHA-256, cut)."""
     return hashlib.sha256(data).hexdigest()[:16]
@@ -65,6 +81,10 @@ def packed(message: Message) -> AnyMessage:
 
 def resource_of(message: Message, name: str) -> Resource:
     """The resource that `message` is."""
-    body = serialize(message)
     type_url = TypeUrl(f"type.googleapis.com/{message.DESCRIPTOR.full_name}")
+    return resource_from(type_url, name, serialize(message))
+
+
+def resource_from(type_url: TypeUrl, name: str, body: bytes) -> Resource:
+    """The resource whose bytes are known."""
     return Resource(type_url=type_url, name=name, version=digest(body), body=body)

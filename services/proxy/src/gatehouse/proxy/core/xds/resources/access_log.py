@@ -17,15 +17,28 @@ from envoy.extensions.formatter.req_without_query.v3 import req_without_query_pb
 from envoy.type.matcher.v3 import regex_pb2, string_pb2
 from google.protobuf.struct_pb2 import Struct
 
+from gatehouse.common.config.log_fields import secret_header
 from gatehouse.common.config.model import Settings
-from gatehouse.common.extauthz_context import DECISION_NAMESPACE
+from gatehouse.common.config.resolved import ResolvedSettings
+from gatehouse.common.extauthz_context import (
+    DECISION_NAMESPACE,
+    REMEMBERED_FIELD,
+    REMEMBERED_NAMESPACE,
+)
+from gatehouse.common.observability.redaction import REDACTED
 from gatehouse.proxy.core.xds.resource import packed
+from gatehouse.proxy.core.xds.resources.lua_scripts import (
+    ACCESS_LOG_NAMESPACE,
+    LUA_NAMESPACE,
+    ROUTE_ID,
+)
 from gatehouse.proxy.core.xds.resources.upstream_clusters import CLUSTER_METADATA
 
 _INFO: Final = frozenset({"trace", "debug", "info"})
 _DEBUG: Final = frozenset({"trace", "debug"})
 _PROBE_PATHS: Final = r"/(ping|healthz)(\?.*)?"
 _HEADERS_PREFIX: Final = "headers."
+_QUERY: Final = "query"
 
 _FIELDS: Final[Mapping[str, Any]] = {
     "authority": "%REQ(X-ENVOY-ORIGINAL-HOST?:AUTHORITY)%",
@@ -42,7 +55,8 @@ _FIELDS: Final[Mapping[str, Any]] = {
     "user-agent": "%REQ(USER-AGENT)%",
     "cluster-stat-name": f"%METADATA(CLUSTER:{CLUSTER_METADATA}:stat_name)%",
     "ip": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
-    "query": "%QUERY_PARAMS(ORIG)%",
+    # Envoy's own command would show credentials: the script has taken them out.
+    _QUERY: f"%DYNAMIC_METADATA({ACCESS_LOG_NAMESPACE}:query)%",
     "client-certificate": {
         "issuer": "%DOWNSTREAM_PEER_ISSUER%",
         "subject": "%DOWNSTREAM_PEER_SUBJECT%",
@@ -54,8 +68,9 @@ _FIELDS: Final[Mapping[str, Any]] = {
 }
 # From the decision: who made the request, and by which route. Always written.
 _DECISION: Final = {
-    name: f"%DYNAMIC_METADATA({DECISION_NAMESPACE}:{name})%"
-    for name in ("session-id", "user", "route-id", "remembered")
+    **{name: f"%DYNAMIC_METADATA({DECISION_NAMESPACE}:{name})%" for name in ("session-id", "user")},
+    "route-id": f"%METADATA(ROUTE:{LUA_NAMESPACE}:{ROUTE_ID})%",
+    "remembered": f"%DYNAMIC_METADATA({REMEMBERED_NAMESPACE}:{REMEMBERED_FIELD})%",
 }
 
 
@@ -64,14 +79,19 @@ def log_level(settings: Settings) -> str:
     return settings.proxy_log_level or settings.log_level
 
 
-def access_logs(settings: Settings) -> list[accesslog_pb2.AccessLog]:
+def shows_query(settings: Settings) -> bool:
+    """True when some access log holds the query, which a script makes fit to be shown."""
+    return _QUERY in settings.access_log_fields and log_level(settings) in _INFO
+
+
+def access_logs(resolved: ResolvedSettings) -> list[accesslog_pb2.AccessLog]:
     """The logs of the main connection manager: requests, and at debug level the probes too."""
-    level = log_level(settings)
+    level = log_level(resolved.settings)
     if level not in _INFO:
         return []
-    logs = [_log(_fields(settings, "info", "http-request"), _probe_filter(inverted=True))]
+    logs = [_log(_fields(resolved, "info"), _probe_filter(inverted=True))]
     if level in _DEBUG:
-        logs.append(_log(_fields(settings, "debug", "http-request"), _probe_filter(inverted=False)))
+        logs.append(_log(_fields(resolved, "debug"), _probe_filter(inverted=False)))
     return logs
 
 
@@ -95,13 +115,18 @@ def connection_failure_log() -> accesslog_pb2.AccessLog:
     return _log(fields, failed)
 
 
-def _fields(settings: Settings, level: str, message: str) -> dict[str, Any]:
-    fields = _constants(level, message)
+def _fields(resolved: ResolvedSettings, level: str) -> dict[str, Any]:
+    fields = _constants(level, "http-request")
     headers: dict[str, str] = {}
-    for name in settings.access_log_fields:
+    routes = [route.settings for route in resolved.routes]
+    for name in resolved.settings.access_log_fields:
         if name.startswith(_HEADERS_PREFIX):
             header = name.removeprefix(_HEADERS_PREFIX)
-            headers[header] = f"%REQ({header.upper()})%"
+            if secret_header(header, routes):
+                headers[header] = REDACTED
+            else:
+                # What follows a question mark may be a query, with credentials in it.
+                headers[header] = f"%REQ_WITHOUT_QUERY({header.upper()})%"
         elif name in _FIELDS:
             fields[name] = _FIELDS[name]
     if headers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from envoy.config.accesslog.v3 import accesslog_pb2
 from envoy.config.bootstrap.v3 import bootstrap_pb2
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.core.v3 import (
@@ -13,30 +14,43 @@ from envoy.config.core.v3 import (
     grpc_service_pb2,
 )
 from envoy.config.metrics.v3 import stats_pb2
-from envoy.config.overload.v3 import overload_pb2
-from envoy.extensions.resource_monitors.downstream_connections.v3 import (
-    downstream_connections_pb2,
-)
+from envoy.extensions.access_loggers.file.v3 import file_pb2
 from google.protobuf.struct_pb2 import Struct
 
 from gatehouse.proxy.core.xds.resource import packed
+from gatehouse.proxy.core.xds.resources.overload import overload_manager
 from gatehouse.proxy.core.xds.resources.protocols import HTTP_PROTOCOL_OPTIONS, internal_grpc
 from gatehouse.proxy.core.xds.resources.scalars import seconds
 
 CONTROL_PLANE_GRPC: Final = "pomerium-control-plane-grpc"
 
-_MAX_DOWNSTREAM_CONNECTIONS: Final = 50_000
+NULL_DEVICE: Final = "/dev/null"
+_FLUSH_SPANS: Final = 512
 _SOCKET_MODE: Final = 0o600
 _CONNECT_TIMEOUT_S: Final = 5.0
 
 
-def bootstrap(*, service_name: str, xds_socket: str, admin_socket: str) -> bootstrap_pb2.Bootstrap:
-    """Everything else comes over the delta ADS stream on `xds_socket`."""
+def bootstrap(
+    *,
+    service_name: str,
+    xds_socket: str,
+    admin_socket: str,
+    saturation_file: str = "",
+    admin_access_log: str = NULL_DEVICE,
+    admin_profile: str = NULL_DEVICE,
+    span_flush_ms: int = 5000,
+) -> bootstrap_pb2.Bootstrap:
+    """Everything else comes over the delta ADS stream on `xds_socket`.
+
+    `saturation_file` holds how full the memory is, 0 to 1; without one nothing is shed for it.
+    """
     runtime = Struct()
     runtime.update(
         {
             "re2.max_program_size.error_level": 1048576,
             "re2.max_program_size.warn_level": 1024,
+            "tracing.opentelemetry.flush_interval_ms": span_flush_ms,
+            "tracing.opentelemetry.min_flush_spans": _FLUSH_SPANS,
         }
     )
     ads = config_source_pb2.ConfigSource(
@@ -48,7 +62,8 @@ def bootstrap(*, service_name: str, xds_socket: str, admin_socket: str) -> boots
             address=address_pb2.Address(
                 pipe=address_pb2.Pipe(path=admin_socket, mode=_SOCKET_MODE)
             ),
-            profile_path="/dev/null",
+            profile_path=admin_profile,
+            access_log=_admin_access_log(admin_access_log),
         ),
         dynamic_resources=bootstrap_pb2.Bootstrap.DynamicResources(
             lds_config=ads,
@@ -74,19 +89,15 @@ def bootstrap(*, service_name: str, xds_socket: str, admin_socket: str) -> boots
         stats_config=stats_pb2.StatsConfig(
             stats_tags=[stats_pb2.TagSpecifier(tag_name="service", fixed_value=service_name)]
         ),
-        overload_manager=overload_pb2.OverloadManager(
-            resource_monitors=[
-                overload_pb2.ResourceMonitor(
-                    name="envoy.resource_monitors.global_downstream_max_connections",
-                    typed_config=packed(
-                        downstream_connections_pb2.DownstreamConnectionsConfig(
-                            max_active_downstream_connections=_MAX_DOWNSTREAM_CONNECTIONS
-                        )
-                    ),
-                )
-            ]
-        ),
+        overload_manager=overload_manager(saturation_file),
     )
+
+
+def _admin_access_log(path: str) -> list[accesslog_pb2.AccessLog]:
+    if path == NULL_DEVICE:
+        return []
+    log = file_pb2.FileAccessLog(path=path)
+    return [accesslog_pb2.AccessLog(name="envoy.access_loggers.file", typed_config=packed(log))]
 
 
 def _control_plane(socket: str) -> cluster_pb2.Cluster:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from envoy.extensions.transport_sockets.tls.v3 import common_pb2, tls_pb2
 from envoy.type.matcher.v3 import regex_pb2, string_pb2
 
 from gatehouse.common.config.model import CodecType, MTLSEnforcement
-from gatehouse.common.config.resolved import ResolvedSettings
+from gatehouse.common.config.resolved import (
+    CertificatePair,
+    MetricsListener,
+    ResolvedSettings,
+)
 from gatehouse.proxy.core.xds.resources.environment import SnapshotFiles
 from gatehouse.proxy.core.xds.resources.scalars import boolean, uint32
 from gatehouse.proxy.core.xds.resources.trust import certificate
@@ -40,27 +45,27 @@ def alpn(codec_type: CodecType) -> tuple[str, ...]:
     return _ALPN[codec_type]
 
 
-def downstream_tls(
-    resolved: ResolvedSettings, files: SnapshotFiles, alpn_protocols: tuple[str, ...]
-) -> tls_pb2.DownstreamTlsContext:
-    """One context with every certificate; Envoy chooses among them by the name asked for."""
-    pairs = list(resolved.certificates)
+def served_certificates(resolved: ResolvedSettings) -> tuple[CertificatePair, ...]:
+    """Every certificate of the public listeners, in order of preference."""
+    pairs = resolved.certificates
     if resolved.fallback_certificate is not None:
-        pairs.append(resolved.fallback_certificate)
+        pairs = (*pairs, resolved.fallback_certificate)
     if not pairs:
         raise SnapshotError(
             "there is no certificate to serve https with: set certificate_file and "
             "certificate_key_file, or insecure_server behind a balancer that ends TLS"
         )
-    common = tls_pb2.CommonTlsContext(
-        tls_params=common_pb2.TlsParameters(
-            tls_minimum_protocol_version=common_pb2.TlsParameters.TLSv1_2,
-            tls_maximum_protocol_version=common_pb2.TlsParameters.TLSv1_3,
-            cipher_suites=_CIPHERS,
-        ),
-        tls_certificates=[certificate(pair, files) for pair in pairs],
-        alpn_protocols=alpn_protocols,
-    )
+    return pairs
+
+
+def downstream_tls(
+    resolved: ResolvedSettings,
+    files: SnapshotFiles,
+    alpn_protocols: tuple[str, ...],
+    pairs: Sequence[CertificatePair],
+) -> tls_pb2.DownstreamTlsContext:
+    """One context with `pairs`; Envoy chooses among them by the name asked for."""
+    common = _common(pairs, files, alpn_protocols)
     result = tls_pb2.DownstreamTlsContext(common_tls_context=common)
     authorities = _client_authorities(resolved)
     if authorities:
@@ -71,6 +76,33 @@ def downstream_tls(
             _client_validation(resolved, authorities, files, rejects=rejects)
         )
     return result
+
+
+def metrics_tls(listener: MetricsListener, files: SnapshotFiles) -> tls_pb2.DownstreamTlsContext:
+    """The context of the metrics listener, which has a certificate of its own."""
+    assert listener.certificate is not None
+    common = _common((listener.certificate,), files, _ALPN[CodecType.AUTO])
+    result = tls_pb2.DownstreamTlsContext(common_tls_context=common)
+    if listener.client_ca_pem is not None:
+        result.require_client_certificate.CopyFrom(boolean(value=True))
+        result.common_tls_context.validation_context.trusted_ca.CopyFrom(
+            files.add("metrics-client-ca", listener.client_ca_pem)
+        )
+    return result
+
+
+def _common(
+    pairs: Sequence[CertificatePair], files: SnapshotFiles, alpn_protocols: tuple[str, ...]
+) -> tls_pb2.CommonTlsContext:
+    return tls_pb2.CommonTlsContext(
+        tls_params=common_pb2.TlsParameters(
+            tls_minimum_protocol_version=common_pb2.TlsParameters.TLSv1_2,
+            tls_maximum_protocol_version=common_pb2.TlsParameters.TLSv1_3,
+            cipher_suites=_CIPHERS,
+        ),
+        tls_certificates=[certificate(pair, files) for pair in pairs],
+        alpn_protocols=alpn_protocols,
+    )
 
 
 def rejects_connections(resolved: ResolvedSettings) -> bool:

@@ -63,9 +63,16 @@ def add_endpoints(
     settings: Settings,
     *,
     lookup_family: DNSLookupFamily | None = None,
+    follows_closely: bool = False,
 ) -> None:
-    """Give `cluster` its endpoints, its discovery and its transport sockets."""
-    _add_discovery(cluster, endpoints, settings, lookup_family or settings.dns_lookup_family)
+    """Give `cluster` its endpoints, its discovery and its transport sockets.
+
+    `follows_closely`: names are asked for again whatever their records' TTL says. That of Docker's
+    own DNS server is ten minutes, so replicas that come would not be used, and ones that went be
+    asked, for as long.
+    """
+    family = lookup_family or settings.dns_lookup_family
+    _add_discovery(cluster, endpoints, settings, family, follows_closely=follows_closely)
     sockets = _transport_sockets(endpoints)
     locality = endpoint_components_pb2.LocalityLbEndpoints()
     for endpoint in endpoints:
@@ -149,6 +156,8 @@ def _add_discovery(
     endpoints: Sequence[Endpoint],
     settings: Settings,
     lookup_family: DNSLookupFamily,
+    *,
+    follows_closely: bool,
 ) -> None:
     if all(endpoint.is_static for endpoint in endpoints):
         cluster.type = cluster_pb2.Cluster.STATIC
@@ -156,7 +165,7 @@ def _add_discovery(
     if any(endpoint.pipe for endpoint in endpoints):
         raise SnapshotError("one upstream cannot have both host names and Unix sockets")
     dns = dns_cluster_pb2.DnsCluster(
-        respect_dns_ttl=True,
+        respect_dns_ttl=not follows_closely,
         dns_lookup_family=dns_pb2.DnsLookupFamily.Value(str(lookup_family)),
         typed_dns_resolver_config=extension_pb2.TypedExtensionConfig(
             name="envoy.network.dns_resolver.cares", typed_config=packed(_resolver(settings))

@@ -18,9 +18,15 @@ class SnapshotEnvironment:
     proxy_http_socket: str
     authenticate_http_socket: str
     envoy_admin_socket: str
+    metrics_socket: str
+    decision_table: str  # files in shared memory, of remembered decisions
+    decision_counters: str
+    guard_socket: str  # who watches connections that stay open
     secrets_dir: str
     authorize_jwt: str  # what Envoy shows to authorize; renewed by making a new snapshot
     error_page: str  # the HTML of Envoy's own replies, with Envoy's % commands
+    error_page_headers: Mapping[str, str]  # what such a page may load, and who may keep it
+    worker_sockets: tuple[str, ...] = ()  # of further authorize workers in this process
     system_ca_pem: bytes = b""  # the machine's trusted roots
     ipv6: bool = False  # the machine can bind IPv6 sockets
     reuse_port: bool = True  # Linux

@@ -19,7 +19,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2,
 )
 from envoy.extensions.http.injected_credentials.generic.v3 import generic_pb2
-from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
+from envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2, tls_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from google.protobuf.message import Message
 
@@ -36,7 +36,7 @@ from gatehouse.proxy.core.xds.resources.protocols import (
     protocol_options,
 )
 from gatehouse.proxy.core.xds.resources.scalars import boolean, seconds, uint32
-from gatehouse.proxy.core.xds.resources.trust import roots_pem, upstream_tls
+from gatehouse.proxy.core.xds.resources.trust import certificate, roots_pem, upstream_tls
 from gatehouse.proxy.core.xds.resources.upstream_clusters import (
     BUFFER_LIMIT,
     CONNECT_TIMEOUT_S,
@@ -45,9 +45,13 @@ from gatehouse.proxy.core.xds.resources.upstream_clusters import (
 from gatehouse.proxy.errors import SnapshotError
 
 CONTROL_PLANE_HTTP: Final = "pomerium-control-plane-http"
+STREAM_GUARD: Final = "pomerium-stream-guard"
 AUTHENTICATE: Final = "pomerium-authenticate"
 ENVOY_ADMIN: Final = "pomerium-envoy-admin"
+METRICS: Final = "pomerium-control-plane-metrics"
 AUTHORIZE_TOKEN: Final = "authorize-token"  # noqa: S105 - the name of the resource
+CLIENT_CERTIFICATE: Final = "grpc-client-certificate"
+AUTHORITIES: Final = "grpc-authorities"
 
 _TOKEN_HEADER: Final = "jwt"  # noqa: S105 - the name of the header
 
@@ -62,11 +66,14 @@ def internal_clusters(
     clusters = [
         _http_pipe(CONTROL_PLANE_HTTP, environment.proxy_http_socket, resolved),
         _authorize(resolved, environment, files),
+        _stream_guard(resolved, environment),
     ]
     if resolved.runs(ServiceName.AUTHENTICATE):
         clusters.append(_http_pipe(AUTHENTICATE, environment.authenticate_http_socket, resolved))
     if resolved.settings.envoy_admin_address:
         clusters.append(_http_pipe(ENVOY_ADMIN, environment.envoy_admin_socket, resolved))
+    if resolved.metrics is not None:
+        clusters.append(_http_pipe(METRICS, environment.metrics_socket, resolved))
     return tuple(sorted(clusters, key=lambda cluster: str(cluster.name)))
 
 
@@ -93,6 +100,18 @@ def _http_pipe(name: str, socket: str, resolved: ResolvedSettings) -> cluster_pb
     return cluster
 
 
+def _stream_guard(
+    resolved: ResolvedSettings, environment: SnapshotEnvironment
+) -> cluster_pb2.Cluster:
+    """Over a Unix socket, a stream for each open connection: no limit of upstreams applies."""
+    cluster = _base(STREAM_GUARD, resolved)
+    cluster.circuit_breakers.thresholds[0].CopyFrom(circuit_breaker_thresholds(default=_UNLIMITED))
+    options = packed(protocol_options(HTTPVersion.HTTP2))
+    cluster.typed_extension_protocol_options[HTTP_PROTOCOL_OPTIONS].CopyFrom(options)
+    add_endpoints(cluster, [Endpoint(pipe=environment.guard_socket)], resolved.settings)
+    return cluster
+
+
 def _authorize(
     resolved: ResolvedSettings, environment: SnapshotEnvironment, files: SnapshotFiles
 ) -> cluster_pb2.Cluster:
@@ -102,7 +121,12 @@ def _authorize(
     _show_credential(options)
     cluster.typed_extension_protocol_options[HTTP_PROTOCOL_OPTIONS].CopyFrom(packed(options))
     if resolved.runs(ServiceName.AUTHORIZE):
-        add_endpoints(cluster, [Endpoint(pipe=environment.grpc_socket)], resolved.settings)
+        paths = (environment.grpc_socket, *environment.worker_sockets)
+        pipes = [Endpoint(pipe=path) for path in paths]
+        add_endpoints(cluster, pipes, resolved.settings)
+        if len(pipes) > 1:
+            # The first worker has other things to do as well.
+            cluster.lb_policy = cluster_pb2.Cluster.LEAST_REQUEST
         return cluster
     family = resolved.settings.dns_lookup_family
     if "dns_lookup_family" not in resolved.settings.model_fields_set:
@@ -110,7 +134,7 @@ def _authorize(
     endpoints = [_remote(url, resolved, environment, files) for url in resolved.authorize_urls]
     if not endpoints:
         raise SnapshotError("there is no authorize service to ask: set authorize_service_url")
-    add_endpoints(cluster, endpoints, resolved.settings, lookup_family=family)
+    add_endpoints(cluster, endpoints, resolved.settings, lookup_family=family, follows_closely=True)
     cluster.upstream_connection_options.tcp_keepalive.CopyFrom(
         address_pb2.TcpKeepalive(
             keepalive_time=uint32(_KEEPALIVE_S), keepalive_interval=uint32(_KEEPALIVE_S)
@@ -137,37 +161,72 @@ def _remote(
             server_name=resolved.settings.override_certificate_name or host,
             trusted_pem=roots_pem(resolved, environment),
             files=files,
-            client_certificate=resolved.grpc_client_certificate,
             alpn=("h2", "http/1.1"),
         )
+        _keep_apart(tls.common_tls_context, shows=resolved.grpc_client_certificate is not None)
     return Endpoint(
         host=host, port=parts.port or (443 if secure else 80), hostname=parts.netloc, tls=tls
     )
 
 
-def service_token(environment: SnapshotEnvironment) -> secret_pb2.Secret:
-    """The JWT that authorize asks for, as a secret of its own.
+def internal_secrets(
+    resolved: ResolvedSettings, environment: SnapshotEnvironment, files: SnapshotFiles
+) -> tuple[secret_pb2.Secret, ...]:
+    """What authorize asks for, a JWT and maybe a certificate, and whom Envoy trusts there.
 
-    A new one comes every half hour. In the cluster it would replace the cluster, and Envoy ends the
-    checks under way on the old one (tried with 1.40: 503 for those requests); in the listener it
-    would drain all connections.
+    Each is a resource of its own. A new token comes every half hour, new certificates now and
+    then. In the cluster it would replace the cluster, and Envoy ends the checks under way on the
+    old one (tried with 1.40: 503 for those requests); in the listener it would drain all
+    connections.
     """
+    secrets = [_service_token(environment)]
+    is_remote = not resolved.runs(ServiceName.AUTHORIZE)
+    if is_remote and any(urlsplit(url).scheme == "https" for url in resolved.authorize_urls):
+        trusted = files.add("trusted-ca", roots_pem(resolved, environment))
+        validation = common_pb2.CertificateValidationContext(trusted_ca=trusted)
+        secrets.append(secret_pb2.Secret(name=AUTHORITIES, validation_context=validation))
+        if (pair := resolved.grpc_client_certificate) is not None:
+            shown = certificate(pair, files)
+            secrets.append(secret_pb2.Secret(name=CLIENT_CERTIFICATE, tls_certificate=shown))
+    return tuple(secrets)
+
+
+def _service_token(environment: SnapshotEnvironment) -> secret_pb2.Secret:
     token = base_pb2.DataSource(inline_string=environment.authorize_jwt)
     return secret_pb2.Secret(
         name=AUTHORIZE_TOKEN, generic_secret=secret_pb2.GenericSecret(secret=token)
     )
 
 
+def _keep_apart(context: tls_pb2.CommonTlsContext, *, shows: bool) -> None:
+    """Leave the names to accept in the cluster, and have certificates sent as secrets."""
+    names = common_pb2.CertificateValidationContext()
+    names.CopyFrom(context.validation_context)
+    names.ClearField("trusted_ca")
+    context.combined_validation_context.CopyFrom(
+        tls_pb2.CommonTlsContext.CombinedCertificateValidationContext(
+            default_validation_context=names,
+            validation_context_sds_secret_config=_sent_apart(AUTHORITIES),
+        )
+    )
+    if shows:
+        context.tls_certificate_sds_secret_configs.append(_sent_apart(CLIENT_CERTIFICATE))
+
+
+def _sent_apart(name: str) -> secret_pb2.SdsSecretConfig:
+    return secret_pb2.SdsSecretConfig(
+        name=name,
+        sds_config=config_source_pb2.ConfigSource(
+            ads=config_source_pb2.AggregatedConfigSource(),
+            resource_api_version=config_source_pb2.V3,
+        ),
+    )
+
+
 def _show_credential(options: http_protocol_options_pb2.HttpProtocolOptions) -> None:
     """Add the service JWT to each call; without it none is made."""
     token = generic_pb2.Generic(
-        credential=secret_pb2.SdsSecretConfig(
-            name=AUTHORIZE_TOKEN,
-            sds_config=config_source_pb2.ConfigSource(
-                ads=config_source_pb2.AggregatedConfigSource(),
-                resource_api_version=config_source_pb2.V3,
-            ),
-        ),
+        credential=_sent_apart(AUTHORIZE_TOKEN),
         header=_TOKEN_HEADER,
     )
     injector = credential_injector_pb2.CredentialInjector(

@@ -12,6 +12,7 @@ from typing import Final
 
 from envoy.config.accesslog.v3 import accesslog_pb2
 from envoy.config.core.v3 import base_pb2, substitution_format_string_pb2
+from envoy.config.route.v3 import route_components_pb2
 from envoy.extensions.access_loggers.filters.cel.v3 import cel_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2,
@@ -20,7 +21,11 @@ from envoy.type.matcher.v3 import metadata_pb2, string_pb2, value_pb2
 from google.protobuf.struct_pb2 import Struct
 
 from gatehouse.proxy.core.xds.resource import packed
-from gatehouse.proxy.core.xds.resources.lua_scripts import LOCAL_REPLY_TYPE, LUA_NAMESPACE
+from gatehouse.proxy.core.xds.resources.lua_scripts import (
+    LOCAL_REPLY_TYPE,
+    LUA_NAMESPACE,
+    PLAINLY_JSON,
+)
 from gatehouse.proxy.core.xds.resources.response_headers import header_options
 from gatehouse.proxy.core.xds.resources.scalars import boolean
 
@@ -41,15 +46,19 @@ _GRPC_UNAVAILABLE: Final = 14
 
 
 def local_replies(
-    error_page: str, response_headers: Mapping[str, str]
+    error_page: str, page_headers: Mapping[str, str], response_headers: Mapping[str, str]
 ) -> http_connection_manager_pb2.LocalReplyConfig:
-    """The mappers in order; the first that matches shapes the reply."""
-    added = header_options(response_headers)
+    """The mappers in order; the first that matches shapes the reply.
+
+    `page_headers` guard the page, and go with its other forms too; `response_headers` win.
+    """
+    guards = {name: value for name, value in page_headers.items() if name not in response_headers}
+    added = [*header_options(guards), *header_options(response_headers)]
     mappers = [
-        _json_mapper("plain", "text/plain; charset=UTF-8"),
-        _json_mapper("json", "application/json"),
+        _json_mapper(_of_type("plain"), "text/plain; charset=UTF-8"),
         *(_grpc_mapper(code, flags) for code, flags in sorted(_GRPC_CODES.items())),
         _grpc_mapper(_GRPC_UNAVAILABLE, ()),
+        _json_mapper(_any(_of_type("json"), _accepts_only_json()), "application/json"),
         http_connection_manager_pb2.ResponseMapper(
             filter=_ours(),
             body_format_override=substitution_format_string_pb2.SubstitutionFormatString(
@@ -63,7 +72,9 @@ def local_replies(
     return http_connection_manager_pb2.LocalReplyConfig(mappers=mappers)
 
 
-def _json_mapper(reply_type: str, content_type: str) -> http_connection_manager_pb2.ResponseMapper:
+def _json_mapper(
+    asked_for: accesslog_pb2.AccessLogFilter, content_type: str
+) -> http_connection_manager_pb2.ResponseMapper:
     body = Struct()
     body.update(
         {
@@ -73,7 +84,7 @@ def _json_mapper(reply_type: str, content_type: str) -> http_connection_manager_
         }
     )
     return http_connection_manager_pb2.ResponseMapper(
-        filter=_all(_of_type(reply_type), _ours()),
+        filter=_all(asked_for, _ours()),
         body_format_override=substitution_format_string_pb2.SubstitutionFormatString(
             json_format=body, content_type=content_type
         ),
@@ -125,6 +136,21 @@ def _of_type(reply_type: str) -> accesslog_pb2.AccessLogFilter:
             match_if_key_not_found=boolean(value=False),
         )
     )
+
+
+def _accepts_only_json() -> accesslog_pb2.AccessLogFilter:
+    """What most programs send; the script makes no note of it, which each request would pay for."""
+    return accesslog_pb2.AccessLogFilter(
+        header_filter=accesslog_pb2.HeaderFilter(
+            header=route_components_pb2.HeaderMatcher(
+                name="accept", string_match=string_pb2.StringMatcher(exact=PLAINLY_JSON)
+            )
+        )
+    )
+
+
+def _any(*filters: accesslog_pb2.AccessLogFilter) -> accesslog_pb2.AccessLogFilter:
+    return accesslog_pb2.AccessLogFilter(or_filter=accesslog_pb2.OrFilter(filters=filters))
 
 
 def _all(*filters: accesslog_pb2.AccessLogFilter) -> accesslog_pb2.AccessLogFilter:

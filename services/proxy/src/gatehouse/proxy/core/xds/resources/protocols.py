@@ -44,6 +44,18 @@ def http2_options() -> protocol_pb2.Http2ProtocolOptions:
     )
 
 
+def bounded_http2(*, allow_connect: bool = False) -> protocol_pb2.Http2ProtocolOptions:
+    """HTTP/2 options towards clients: what one connection may make Envoy hold.
+
+    The window of a stream is wider than upstream: it bounds how fast a distant client uploads.
+    """
+    return protocol_pb2.Http2ProtocolOptions(
+        allow_connect=allow_connect,
+        initial_stream_window_size=uint32(256 << 10),
+        initial_connection_window_size=uint32(1 << 20),
+    )
+
+
 def protocol_options(version: HTTPVersion) -> http_protocol_options_pb2.HttpProtocolOptions:
     """Always this version."""
     options = http_protocol_options_pb2.HttpProtocolOptions()

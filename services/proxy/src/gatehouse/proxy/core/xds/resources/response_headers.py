@@ -28,7 +28,7 @@ def global_headers(resolved: ResolvedSettings) -> Mapping[str, str]:
     if custom:
         lowered = {name.lower(): value for name, value in custom.items()}
         return {} if _DISABLE in lowered else lowered
-    if resolved.certificates and not resolved.settings.autocert_use_staging:
+    if resolved.has_configured_certificate and not resolved.settings.autocert_use_staging:
         return _DEFAULT | _HSTS
     return _DEFAULT
 

@@ -8,9 +8,11 @@ from gatehouse.common.config.model import Settings
 from gatehouse.common.config.resolved import ResolvedRoute
 from gatehouse.proxy.core.xds.resources.scalars import seconds
 from gatehouse.proxy.core.xds.resources.upgrades import (
+    allows_spdy,
     allows_websockets,
     is_kubernetes,
     is_tunnel,
+    other_upgrades,
 )
 
 
@@ -29,20 +31,33 @@ def add_timeouts(
     action: route_components_pb2.RouteAction, route: ResolvedRoute, settings: Settings
 ) -> None:
     """Set `timeout` and `idle_timeout`. 0 switches one off; the global limits cap the others."""
-    own, own_idle = route.settings.timeout, route.settings.idle_timeout
-    long_lived = is_long_lived(route, settings)
-    if own is not None:
-        timeout = _capped(own, settings.timeout_write)
-    elif long_lived or own_idle is not None:
-        # A response timeout would end every stream that an idle timeout was set for.
-        timeout = 0.0
-    else:
-        timeout = settings.default_upstream_timeout
-    action.timeout.CopyFrom(seconds(timeout))
+    own_idle, long_lived = route.settings.idle_timeout, is_long_lived(route, settings)
+    action.timeout.CopyFrom(seconds(_timeout_s(route, settings)))
     if own_idle is not None:
         action.idle_timeout.CopyFrom(seconds(_capped(own_idle, settings.timeout_idle)))
     elif long_lived:
         action.idle_timeout.CopyFrom(seconds(0.0))
+
+
+def stays_open(route: ResolvedRoute, settings: Settings) -> bool:
+    """True for routes on which something may go on for longer than a request is given time."""
+    return (
+        is_long_lived(route, settings)
+        or allows_spdy(route, settings)
+        or bool(other_upgrades(route, settings))
+        or _timeout_s(route, settings) == 0.0
+    )
+
+
+def _timeout_s(route: ResolvedRoute, settings: Settings) -> float:
+    """For a request and its response; 0: no limit."""
+    own = route.settings.timeout
+    if own is not None:
+        return _capped(own, settings.timeout_write)
+    if is_long_lived(route, settings) or route.settings.idle_timeout is not None:
+        # A response timeout would end every stream that an idle timeout was set for.
+        return 0.0
+    return float(settings.default_upstream_timeout)
 
 
 def free_from_global_limit(action: route_components_pb2.RouteAction, route: ResolvedRoute) -> None:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from envoy.config.route.v3 import route_components_pb2
 from envoy.extensions.filters.http.ext_authz.v3 import ext_authz_pb2
+from envoy.extensions.filters.http.ext_proc.v3 import ext_proc_pb2
 from envoy.type.matcher.v3 import regex_pb2, string_pb2
 from google.protobuf.struct_pb2 import Struct
 
 from gatehouse.common import extauthz_context
+from gatehouse.common.config.decision_inputs import DecisionDeclarations, DecisionInputs
 from gatehouse.common.config.resolved import ResolvedRoute, ResolvedSettings
 from gatehouse.common.config.route_model import Redirect
-from gatehouse.proxy.core.xds.resource import packed
+from gatehouse.proxy.core.xds.resource import digest, packed, serialize
 from gatehouse.proxy.core.xds.resources.hosts import Host
-from gatehouse.proxy.core.xds.resources.lua_scripts import LUA_NAMESPACE
+from gatehouse.proxy.core.xds.resources.lua_scripts import LUA_NAMESPACE, ROUTE_ID
 from gatehouse.proxy.core.xds.resources.response_headers import header_options, route_headers
 from gatehouse.proxy.core.xds.resources.route_timeouts import (
     add_timeouts,
     free_from_global_limit,
+    stays_open,
 )
 from gatehouse.proxy.core.xds.resources.scalars import boolean
 from gatehouse.proxy.core.xds.resources.upgrades import (
@@ -33,11 +37,15 @@ from gatehouse.proxy.core.xds.resources.upgrades import (
 from gatehouse.proxy.errors import SnapshotError
 
 EXT_AUTHZ: Final = "envoy.filters.http.ext_authz"
+EXT_PROC: Final = "envoy.filters.http.ext_proc"
+_WATCHED: Final = packed(ext_proc_pb2.ExtProcPerRoute(overrides={}))
 
 _ASSERTION_HEADERS: Final = ("x-pomerium-jwt-assertion", "x-pomerium-jwt-assertion-for")
 _ALWAYS_REMOVED: Final = ("x-pomerium-reproxy-policy", "x-pomerium-reproxy-policy-hmac")
 _FORWARDED_HOST: Final = "x-forwarded-host"
 _PATH_CHARACTERS: Final = "/!$&'()*+,;=:@"
+
+_NOT_ALPHANUMERIC: Final = re.compile(r"[^0-9a-z]")
 
 _REDIRECT_CODES: Final = {
     301: route_components_pb2.RedirectAction.MOVED_PERMANENTLY,
@@ -51,17 +59,25 @@ _REDIRECT_CODES: Final = {
 def policy_routes(
     route: ResolvedRoute,
     resolved: ResolvedSettings,
+    declarations: DecisionDeclarations,
     cluster: str | None,
     *,
     wildcard: Host | None = None,
     fronts_authenticate: bool = False,
+    sets_headers: bool = True,
 ) -> list[route_components_pb2.Route]:
     """The Envoy routes of one configured route, one or two.
 
     `wildcard` restricts them to a host pattern (in the catch-all virtual host). On the host of a
-    remote authenticate service nothing is decided or cleaned: it looks at its own cookies.
+    remote authenticate service nothing is decided or cleaned: it looks at its own cookies. Without
+    `sets_headers` the virtual host sets the response headers of all its routes.
     """
-    plain = _route(route, resolved, cluster, wildcard, fronts_authenticate=fronts_authenticate)
+    plain = _route(
+        route, resolved, declarations, cluster, wildcard, fronts_authenticate=fronts_authenticate
+    )
+    if not sets_headers:
+        assert not route.settings.set_response_headers, "these are of one route alone"
+        plain.ClearField("response_headers_to_add")
     if not plain.HasField("route"):
         return [plain]
     if is_tunnel(route):
@@ -87,6 +103,7 @@ def policy_routes(
 def _route(
     route: ResolvedRoute,
     resolved: ResolvedSettings,
+    declarations: DecisionDeclarations,
     cluster: str | None,
     wildcard: Host | None,
     *,
@@ -94,11 +111,9 @@ def _route(
 ) -> route_components_pb2.Route:
     options = route.settings
     result = route_components_pb2.Route(
-        name=f"policy-{route.index}",
+        name=f"policy-{route.id}",
         match=_match(route, wildcard),
-        decorator=route_components_pb2.Decorator(
-            operation="ingress: ${method} ${host}${path}", propagate=boolean(value=False)
-        ),
+        decorator=_decorator("ingress", resolved),
         request_headers_to_remove=_removed_headers(route, resolved),
         response_headers_to_add=header_options(
             route_headers(resolved, options.set_response_headers)
@@ -113,6 +128,9 @@ def _route(
         if cluster is None:
             raise SnapshotError(f"route {route.id} ({options.from_}) leads nowhere")
         _add_action(result.route, route, resolved, cluster)
+    watched = not fronts_authenticate and stays_open(route, resolved.settings)
+    if watched:
+        result.typed_per_filter_config[EXT_PROC].CopyFrom(_WATCHED)
     if fronts_authenticate:
         _decide(result, None)
     else:
@@ -124,7 +142,15 @@ def _route(
                 extauthz_context.ROUTE_CHECKSUM: str(route.checksum),
             },
         )
-    _tell_scripts(result, resolved, _lua_metadata(route, resolved, cleans=not fronts_authenticate))
+    metadata = _lua_metadata(route, resolved, cleans=not fronts_authenticate)
+    if not fronts_authenticate:
+        metadata[ROUTE_ID] = str(route.id)
+        if watched:
+            metadata["stays_open"] = True
+    inputs = None if fronts_authenticate else declarations.of(route)
+    if inputs is not None:
+        metadata["decision"] = _declaration(route, inputs)
+    _tell_scripts(result, resolved, metadata)
     return result
 
 
@@ -133,22 +159,25 @@ def control_plane_route(
     cluster: str,
     resolved: ResolvedSettings,
     path: str = "",
-    prefix: str = "",
+    tree: str = "",
     decided: bool = True,
+    sets_headers: bool = True,
 ) -> route_components_pb2.Route:
-    """A route to a page of our own. `decided` asks authorize, which lets internal paths pass."""
+    """A route to a page of our own: `path`, or `tree` and all below it.
+
+    `decided` asks authorize, which lets internal paths pass. Without `sets_headers` the virtual
+    host sets the response headers of all its routes.
+    """
     match = (
         route_components_pb2.RouteMatch(path=path)
         if path
-        else route_components_pb2.RouteMatch(prefix=prefix)
+        else route_components_pb2.RouteMatch(path_separated_prefix=tree)
     )
     result = route_components_pb2.Route(
-        name=f"{cluster}-{path or 'prefix-' + prefix}",
+        name=f"{cluster}-{path or tree}",
         match=match,
-        decorator=route_components_pb2.Decorator(
-            operation="internal: ${method} ${host}${path}", propagate=boolean(value=False)
-        ),
-        response_headers_to_add=header_options(route_headers(resolved, {})),
+        decorator=_decorator("internal", resolved),
+        response_headers_to_add=header_options(route_headers(resolved, {})) if sets_headers else (),
     )
     result.route.cluster = cluster
     context = {
@@ -159,6 +188,15 @@ def control_plane_route(
     _decide(result, context if decided else None)
     _tell_scripts(result, resolved, Struct())
     return result
+
+
+def _decorator(kind: str, resolved: ResolvedSettings) -> route_components_pb2.Decorator | None:
+    """How spans of the route are called; without tracing it would only cost Envoy time."""
+    if resolved.tracing is None:
+        return None
+    return route_components_pb2.Decorator(
+        operation=f"{kind}: ${{method}} ${{host}}${{path}}", propagate=boolean(value=False)
+    )
 
 
 def _decide(result: route_components_pb2.Route, context: Mapping[str, str] | None) -> None:
@@ -293,13 +331,45 @@ def _removed_headers(route: ResolvedRoute, resolved: ResolvedSettings) -> list[s
     return sorted(removed)
 
 
+def _asserted_headers(route: ResolvedRoute, resolved: ResolvedSettings) -> list[str]:
+    """What a trailer must not be called: as CGI reads names, and without our own prefix.
+
+    Authorize or the route says what these hold, or that the upstream gets none.
+    """
+    names = {
+        *resolved.settings.jwt_claims_headers,
+        *(route.settings.set_request_headers or {}),
+        *route.settings.remove_request_headers,
+    }
+    read_alike = {_NOT_ALPHANUMERIC.sub("-", name.lower()) for name in names}
+    return sorted(name for name in read_alike if not name.startswith("x-pomerium-"))
+
+
 def _tell_scripts(
     result: route_components_pb2.Route, resolved: ResolvedSettings, metadata: Struct
 ) -> None:
     if resolved.settings.xff_num_trusted_hops > 0:
         metadata["trusts_proxies"] = True
-    if metadata.fields:
-        result.metadata.filter_metadata[LUA_NAMESPACE].MergeFrom(metadata)
+    if metadata.fields or LUA_NAMESPACE in result.metadata.filter_metadata:
+        told = result.metadata.filter_metadata[LUA_NAMESPACE]
+        told.MergeFrom(metadata)
+        # Scripts read metadata with an equal mark only once.
+        told["mark"] = digest(serialize(told))
+
+
+def _declaration(route: ResolvedRoute, inputs: DecisionInputs) -> dict[str, Any]:
+    """By what the decisions of a route are found again."""
+    flags = {
+        "method": inputs.method,
+        "path": inputs.path,
+        "source": inputs.source,
+        "forwarded": inputs.forwarded,
+        "certificate": inputs.certificate,
+    }
+    declared: dict[str, Any] = {name: True for name, value in flags.items() if value}
+    if inputs.headers:
+        declared["headers"] = list(inputs.headers)
+    return {"name": f"{route.id}:{route.checksum}", **declared}
 
 
 def _lua_metadata(route: ResolvedRoute, resolved: ResolvedSettings, *, cleans: bool) -> Struct:
@@ -307,6 +377,9 @@ def _lua_metadata(route: ResolvedRoute, resolved: ResolvedSettings, *, cleans: b
     if cleans:
         metadata["remove_pomerium_cookie"] = resolved.settings.cookie_name
         metadata["remove_pomerium_authorization"] = True
+    asserted = _asserted_headers(route, resolved)
+    if asserted:
+        metadata["asserted_headers"] = asserted
     if is_kubernetes(route):
         metadata["remove_impersonate_headers"] = True
     rules = route.settings.rewrite_response_headers

@@ -8,12 +8,16 @@ routes never replaces it, which would cut the connections of the others.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2, outlier_detection_pb2
 from envoy.config.core.v3 import address_pb2, health_check_pb2
+from envoy.config.route.v3 import route_components_pb2
+from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
+from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.type.v3 import http_pb2, percent_pb2, range_pb2
+from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
@@ -25,9 +29,11 @@ from gatehouse.common.config.model import (
 )
 from gatehouse.common.config.resolved import ResolvedRoute, ResolvedSettings, Upstream
 from gatehouse.common.config.route_model import HealthCheck, HTTPHealthCheck, Payload
-from gatehouse.proxy.core.xds.resource import digest, packed, serialize
+from gatehouse.proxy.core.xds.parts import Basis, ClusterPart, Parts
+from gatehouse.proxy.core.xds.resource import Resource, digest, packed, resource_of, serialize
 from gatehouse.proxy.core.xds.resources.endpoints import Endpoint, add_endpoints
 from gatehouse.proxy.core.xds.resources.environment import SnapshotEnvironment, SnapshotFiles
+from gatehouse.proxy.core.xds.resources.hosts import authenticate_host, route_hosts
 from gatehouse.proxy.core.xds.resources.protocols import (
     HTTP_PROTOCOL_OPTIONS,
     HTTPVersion,
@@ -43,35 +49,46 @@ CONNECT_TIMEOUT_S: Final = 10.0
 BUFFER_LIMIT: Final = 32768
 CLUSTER_METADATA: Final = "com.pomerium.cluster"
 
+_RETRIES: Final = 2
+
 _TLS_SCHEMES: Final = frozenset({"https", "https+unix"})
 _UNIX_SCHEMES: Final = frozenset({"unix", "https+unix"})
 
 
 def upstream_clusters(
-    resolved: ResolvedSettings, environment: SnapshotEnvironment, files: SnapshotFiles
-) -> tuple[tuple[cluster_pb2.Cluster, ...], Mapping[int, str]]:
-    """The clusters of all routes, and the cluster name of each route by its index."""
-    clusters: dict[str, cluster_pb2.Cluster] = {}
+    routes: Iterable[ResolvedRoute], parts: Parts, before: Parts
+) -> Mapping[int, str]:
+    """Fill `parts` with the cluster of each route; gives its name by `id()` of the route object."""
     names: dict[int, str] = {}
-    for route in resolved.routes:
+    known: dict[str, Resource] = {}
+    for route in routes:
         if not route.upstreams or route.from_url.scheme == "ssh":
             continue
-        cluster = _cluster(route, resolved, environment, files)
-        label = route.settings.name
-        if label:
-            cluster.alt_stat_name = label
-            stat_name = Struct()
-            stat_name["stat_name"] = label
-            cluster.metadata.filter_metadata[CLUSTER_METADATA].CopyFrom(stat_name)
-            name = f"{label}-{route.id}"
-        else:
-            name = f"route-{digest(serialize(cluster))}"
-        cluster.name = name
-        cluster.load_assignment.cluster_name = name
-        if clusters.setdefault(name, cluster) != cluster:
-            raise SnapshotError(f"route {name} is not unique: give it another name or id")
-        names[route.index] = name
-    return tuple(clusters[name] for name in sorted(clusters)), names
+        part = before.clusters.get(id(route)) or _part(route, parts.basis)
+        resource = part.resource
+        if known.setdefault(resource.name, resource).body != resource.body:
+            raise SnapshotError(f"route {resource.name} is not unique: give it another name or id")
+        parts.clusters[id(route)] = part
+        names[id(route)] = resource.name
+    return names
+
+
+def _part(route: ResolvedRoute, basis: Basis) -> ClusterPart:
+    files = SnapshotFiles(basis.environment.secrets_dir)
+    cluster = _cluster(route, basis.settings, basis.environment, files)
+    label = route.stat_name or route.settings.name
+    if label:
+        cluster.alt_stat_name = label
+        stat_name = Struct()
+        stat_name["stat_name"] = label
+        cluster.metadata.filter_metadata[CLUSTER_METADATA].CopyFrom(stat_name)
+        # A record says what its id is: no two, and none of our own, may come to be called alike.
+        name = f"{label}-{digest(route.id.encode()) if route.is_stored else route.id}"
+    else:
+        name = f"route-{digest(serialize(cluster))}"
+    cluster.name = name
+    cluster.load_assignment.cluster_name = name
+    return ClusterPart(route, resource_of(cluster, name), files.sorted())
 
 
 def _cluster(
@@ -88,13 +105,13 @@ def _cluster(
     )
     schemes = {upstream.scheme for upstream in route.upstreams}
     if not schemes & {"tcp", "udp"}:
-        if websockets:
-            http = protocol_options(HTTPVersion.HTTP1)
-        elif schemes <= _TLS_SCHEMES:
-            http = by_alpn()
+        if schemes <= _TLS_SCHEMES and not websockets:
+            http = _BY_ALPN
+        elif schemes == {"h2c"} and not websockets:
+            http = _HTTP2
         else:
-            http = protocol_options(HTTPVersion.HTTP2 if schemes == {"h2c"} else HTTPVersion.HTTP1)
-        cluster.typed_extension_protocol_options[HTTP_PROTOCOL_OPTIONS].CopyFrom(packed(http))
+            http = _HTTP1
+        cluster.typed_extension_protocol_options[HTTP_PROTOCOL_OPTIONS].CopyFrom(http)
     endpoints = [
         _endpoint(upstream, route, resolved, environment, files, http1_only=websockets)
         for upstream in route.upstreams
@@ -102,7 +119,14 @@ def _cluster(
     # Google's serverless hosts are asked for by IPv4 alone.
     google = options.enable_google_cloud_serverless_authentication
     family = DNSLookupFamily.V4_ONLY if google else None
-    add_endpoints(cluster, endpoints, settings, lookup_family=family)
+    add_endpoints(
+        cluster,
+        endpoints,
+        settings,
+        lookup_family=family,
+        # The sign-in service's replicas come and go as ours do.
+        follows_closely=authenticate_host(resolved) in route_hosts(route.from_url),
+    )
     _add_load_balancing(cluster, route)
     cluster.health_checks.extend(_health_check(check) for check in options.health_checks)
     if options.outlier_detection is not None:
@@ -114,6 +138,35 @@ def _cluster(
         cluster.circuit_breakers.thresholds.append(thresholds)
     _add_source_address(cluster, settings)
     return cluster
+
+
+def _retries() -> route_components_pb2.RetryPolicy:
+    """A server that left may still be known, and one may close a connection as Envoy takes it.
+
+    Whatever the method, only what no server has begun to read is sent again. To this the request
+    guard adds requests that may be repeated (RFC 9110, 9.2.1).
+    """
+    return route_components_pb2.RetryPolicy(
+        retry_on="connect-failure,refused-stream,reset-before-request",
+        num_retries=uint32(_RETRIES),
+        retry_host_predicate=[
+            route_components_pb2.RetryPolicy.RetryHostPredicate(
+                name="envoy.retry_host_predicates.previous_hosts",
+                typed_config=packed(previous_hosts_pb2.PreviousHostsPredicate()),
+            )
+        ],
+        host_selection_retry_max_attempts=5,
+    )
+
+
+def _repeating(http: http_protocol_options_pb2.HttpProtocolOptions) -> AnyMessage:
+    http.retry_policy.CopyFrom(_retries())
+    return packed(http)
+
+
+_HTTP1: Final = _repeating(protocol_options(HTTPVersion.HTTP1))
+_HTTP2: Final = _repeating(protocol_options(HTTPVersion.HTTP2))
+_BY_ALPN: Final = _repeating(by_alpn())
 
 
 def _endpoint(

@@ -6,51 +6,156 @@ everything else. Each begins with our own paths, so that no configured route can
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import enum
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from envoy.config.route.v3 import route_components_pb2, route_pb2
 
+from gatehouse.common.config.decision_inputs import DecisionDeclarations
 from gatehouse.common.config.resolved import ResolvedRoute, ResolvedSettings, ServiceName
+from gatehouse.proxy.core.xds.parts import Parts, RoutesKey, RoutesPart
+from gatehouse.proxy.core.xds.resource import (
+    ROUTE_CONFIGURATION,
+    Resource,
+    embedded,
+    resource_from,
+    serialize,
+)
 from gatehouse.proxy.core.xds.resources.hosts import Host, authenticate_host, route_hosts
 from gatehouse.proxy.core.xds.resources.internal_clusters import AUTHENTICATE, CONTROL_PLANE_HTTP
+from gatehouse.proxy.core.xds.resources.response_headers import header_options, route_headers
 from gatehouse.proxy.core.xds.resources.routes import control_plane_route, policy_routes
 from gatehouse.proxy.core.xds.resources.scalars import boolean
+from gatehouse.proxy.errors import SnapshotError
 
 ROUTE_CONFIGURATION_NAME: Final = "main"
 
 _PROBES: Final = ("/ping", "/healthz")
+_SIGN_IN_PATHS: Final = ("/", "/robots.txt", "/oauth2/callback")
+_TREES: Final = ("/.pomerium", "/.well-known/pomerium")  # these paths and all below them
+_VIRTUAL_HOSTS: Final = route_pb2.RouteConfiguration.VIRTUAL_HOSTS_FIELD_NUMBER
+_ROUTES: Final = route_components_pb2.VirtualHost.ROUTES_FIELD_NUMBER
 
 
 def route_configuration(
-    resolved: ResolvedSettings, clusters: Mapping[int, str]
-) -> route_pb2.RouteConfiguration:
-    """All virtual hosts. `clusters` holds the cluster name of each route by its index."""
+    resolved: ResolvedSettings, clusters: Mapping[int, str], parts: Parts, before: Parts
+) -> Resource:
+    """All virtual hosts, put together from the parts of each route; those of new routes are made.
+
+    `clusters` holds the cluster name of each route by `id()` of its object.
+    """
+    make = _Maker(resolved, clusters, parts, before)
     sign_in = authenticate_host(resolved)
     serves_sign_in = resolved.runs(ServiceName.AUTHENTICATE)
-    virtual_hosts = []
+    whole = [serialize(route_pb2.RouteConfiguration(name=ROUTE_CONFIGURATION_NAME))]
+    taken: set[str] = set()
     for host, own in sorted(_routes_by_host(resolved).items(), key=lambda item: item[0].key):
-        fronts = host == sign_in and not serves_sign_in
-        routes: list[route_components_pb2.Route] = []
-        if host == sign_in and serves_sign_in:
-            routes += _authenticate_routes(resolved)
-        elif not fronts:
-            routes += _control_plane_routes(resolved)
-        for route in own:
-            routes += policy_routes(
-                route, resolved, clusters.get(route.index), fronts_authenticate=fronts
-            )
-        virtual_hosts.append(
+        pages = _Pages.CONTROL_PLANE
+        if host == sign_in:
+            pages = _Pages.AUTHENTICATE if serves_sign_in else _Pages.NONE
+        domains = host.domains(resolved)
+        for domain in domains:
+            if domain in taken:
+                raise SnapshotError(f"two virtual hosts answer to {domain!r}")
+            taken.add(domain)
+        whole.append(make.virtual_host(host.key, domains, pages, [(route, None) for route in own]))
+    wildcards = [
+        (route, host)
+        for route in resolved.routes
+        if route.from_url.scheme != "ssh"
+        for host in route_hosts(route.from_url)
+        if host.is_wildcard
+    ]
+    whole.append(make.virtual_host("catch-all", ("*",), _Pages.CONTROL_PLANE, wildcards))
+    limits = route_pb2.RouteConfiguration(validate_clusters=boolean(value=False))
+    whole.append(serialize(limits))
+    return resource_from(ROUTE_CONFIGURATION, ROUTE_CONFIGURATION_NAME, b"".join(whole))
+
+
+class _Pages(enum.Enum):
+    """Which pages of our own a virtual host has."""
+
+    CONTROL_PLANE = enum.auto()
+    AUTHENTICATE = enum.auto()
+    NONE = enum.auto()  # the host of an authenticate service elsewhere
+
+
+class _Maker:
+    """Puts virtual hosts together; what many of them share is made once."""
+
+    def __init__(
+        self,
+        resolved: ResolvedSettings,
+        clusters: Mapping[int, str],
+        parts: Parts,
+        before: Parts,
+    ) -> None:
+        self._declarations = DecisionDeclarations(resolved)
+        self._clusters = clusters
+        self._parts = parts
+        self._before = before
+        settings = parts.basis.settings
+        self._headers = serialize(
             route_components_pb2.VirtualHost(
-                name=host.key, domains=host.domains(resolved), routes=routes
+                response_headers_to_add=header_options(route_headers(settings, {}))
             )
         )
-    virtual_hosts.append(_catch_all(resolved, clusters))
-    return route_pb2.RouteConfiguration(
-        name=ROUTE_CONFIGURATION_NAME,
-        virtual_hosts=virtual_hosts,
-        validate_clusters=boolean(value=False),
-    )
+        self._pages = {
+            (pages, sets_headers): _fields(_page_routes(pages, settings, sets_headers=sets_headers))
+            for pages in _Pages
+            for sets_headers in (True, False)
+        }
+
+    def virtual_host(
+        self,
+        name: str,
+        domains: Sequence[str],
+        pages: _Pages,
+        routes: Sequence[tuple[ResolvedRoute, Host | None]],
+    ) -> bytes:
+        """A virtual host as a field of the route configuration.
+
+        Where no route has response headers of its own the virtual host sets them for all: Envoy
+        spends a good part of a reload on those of each route.
+        """
+        sets_headers = any(route.settings.set_response_headers for route, _ in routes)
+        fields = [
+            serialize(route_components_pb2.VirtualHost(name=name, domains=domains)),
+            self._pages[pages, sets_headers],
+        ]
+        for route, wildcard in routes:
+            key = RoutesKey(
+                route=id(route),
+                cluster=self._clusters.get(id(route)),
+                wildcard=wildcard,
+                fronts_authenticate=pages is _Pages.NONE,
+                sets_headers=sets_headers,
+            )
+            part = self._before.routes.get(key) or self._part(route, key)
+            self._parts.routes[key] = part
+            fields.append(part.fields)
+        if not sets_headers:
+            fields.append(self._headers)
+        return embedded(_VIRTUAL_HOSTS, b"".join(fields))
+
+    def _part(self, route: ResolvedRoute, key: RoutesKey) -> RoutesPart:
+        made = policy_routes(
+            route,
+            self._parts.basis.settings,
+            self._declarations,
+            key.cluster,
+            wildcard=key.wildcard,
+            fronts_authenticate=key.fronts_authenticate,
+            sets_headers=key.sets_headers,
+        )
+        return RoutesPart(route, _fields(made))
+
+
+def _fields(routes: Iterable[route_components_pb2.Route]) -> bytes:
+    """Routes as fields of a virtual host."""
+    return b"".join(embedded(_ROUTES, serialize(route)) for route in routes)
 
 
 def _routes_by_host(resolved: ResolvedSettings) -> Mapping[Host, list[ResolvedRoute]]:
@@ -70,48 +175,22 @@ def _routes_by_host(resolved: ResolvedSettings) -> Mapping[Host, list[ResolvedRo
     return found
 
 
-def _catch_all(
-    resolved: ResolvedSettings, clusters: Mapping[int, str]
-) -> route_components_pb2.VirtualHost:
-    routes = _control_plane_routes(resolved)
-    for route in resolved.routes:
-        if route.from_url.scheme == "ssh":
-            continue
-        for host in route_hosts(route.from_url):
-            if host.is_wildcard:
-                routes += policy_routes(route, resolved, clusters.get(route.index), wildcard=host)
-    return route_components_pb2.VirtualHost(name="catch-all", domains=["*"], routes=routes)
-
-
-def _control_plane_routes(resolved: ResolvedSettings) -> list[route_components_pb2.Route]:
-    cluster = CONTROL_PLANE_HTTP
-    routes = [
+def _page_routes(
+    pages: _Pages, settings: ResolvedSettings, *, sets_headers: bool
+) -> Iterator[route_components_pb2.Route]:
+    """Our own pages on one host, before everything configured there."""
+    if pages is _Pages.NONE:
+        return
+    make = functools.partial(control_plane_route, resolved=settings, sets_headers=sets_headers)
+    for path in _PROBES:
         # A balancer's probe must not fall with authorize.
-        control_plane_route(cluster=cluster, resolved=resolved, path=path, decided=False)
-        for path in _PROBES
-    ]
-    routes += [
-        control_plane_route(cluster=cluster, resolved=resolved, path="/.pomerium"),
-        control_plane_route(cluster=cluster, resolved=resolved, prefix="/.pomerium/"),
-        control_plane_route(cluster=cluster, resolved=resolved, path="/.well-known/pomerium"),
-        control_plane_route(cluster=cluster, resolved=resolved, prefix="/.well-known/pomerium/"),
-    ]
-    return routes
-
-
-def _authenticate_routes(resolved: ResolvedSettings) -> list[route_components_pb2.Route]:
-    """The sign-in service beside us; it checks cookies, signatures and origins by itself."""
-    routes = [
-        control_plane_route(cluster=CONTROL_PLANE_HTTP, resolved=resolved, path=path, decided=False)
-        for path in _PROBES
-    ]
-    paths = ("/", "/robots.txt", "/oauth2/callback", "/.pomerium", "/.well-known/pomerium")
-    routes += [
-        control_plane_route(cluster=AUTHENTICATE, resolved=resolved, path=path, decided=False)
-        for path in paths
-    ]
-    routes += [
-        control_plane_route(cluster=AUTHENTICATE, resolved=resolved, prefix=prefix, decided=False)
-        for prefix in ("/.pomerium/", "/.well-known/pomerium/")
-    ]
-    return routes
+        yield make(cluster=CONTROL_PLANE_HTTP, path=path, decided=False)
+    if pages is _Pages.CONTROL_PLANE:
+        for tree in _TREES:
+            yield make(cluster=CONTROL_PLANE_HTTP, tree=tree)
+        return
+    # The sign-in service beside us; it checks cookies, signatures and origins by itself.
+    for path in _SIGN_IN_PATHS:
+        yield make(cluster=AUTHENTICATE, path=path, decided=False)
+    for tree in _TREES:
+        yield make(cluster=AUTHENTICATE, tree=tree, decided=False)

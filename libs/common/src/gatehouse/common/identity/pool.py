@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import httpx
 
 from gatehouse.common.clock import Clock, Rng
 from gatehouse.common.config.resolved import IdentityProviderSettings
 from gatehouse.common.identity.provider import Provider, make_provider
 
-_LIMIT = 256  # distinct provider settings; each route may have one of its own
+KEPT: Final = 256  # distinct provider settings; each route may have one of its own
 
 
 class ProviderPool:
@@ -34,7 +36,7 @@ class ProviderPool:
         if known is not None and known[0] == settings:
             return known[1]
         provider = make_provider(settings, self._http, self._clock, self._rng)
-        while len(self._known) >= _LIMIT:
+        while len(self._known) >= KEPT:
             del self._known[next(iter(self._known))]
         self._known[settings.id] = (settings, provider)
         return provider

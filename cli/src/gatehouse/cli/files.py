@@ -1,4 +1,4 @@
-"""Answers how the demo writes a file: whole or not at all, with the right mode from the start."""
+"""How a file is written: whole or not at all, with the right mode from the start."""
 
 from __future__ import annotations
 

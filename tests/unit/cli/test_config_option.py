@@ -1,0 +1,32 @@
+"""Where `--config` may stand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from gatehouse.cli.__main__ import app
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--config", "{file}", "databroker", "clear", "--yes"),
+        ("databroker", "clear", "--config", "{file}", "--yes"),
+        ("--config", "{other}", "databroker", "clear", "--config", "{file}", "--yes"),
+    ],
+    ids=["before the command", "after it", "both: the nearer one"],
+)
+def test_a_command_takes_the_file_that_is_named(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passed over, the environment's databroker would be cleared."""
+    monkeypatch.setenv("SHARED_SECRET", "aGVsbG8gaGVsbG8gaGVsbG8gaGVsbG8gaGVsbG8gaGU=")
+    paths = {name: tmp_path / f"{name}.yaml" for name in ("file", "other")}
+    given = [argument.format(**paths) for argument in arguments]
+    result = CliRunner().invoke(app, given)
+    assert result.exit_code == 2
+    assert str(paths["file"]) in result.output.replace("\n", "")  # there is no such file
+    assert str(paths["other"]) not in result.output.replace("\n", "")
