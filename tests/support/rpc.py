@@ -34,6 +34,7 @@ class Broker(databroker_pb2_grpc.DataBrokerServiceServicer):
     entered: asyncio.Event = field(default_factory=asyncio.Event)
     calls: int = 0
     streams: int = 0
+    lingered: bool = False  # Get "linger" has put everything in order after its caller left
 
     async def ServerInfo(self, _request: Empty, _context: Any) -> Any:  # noqa: N802
         self.calls += 1
@@ -45,6 +46,13 @@ class Broker(databroker_pb2_grpc.DataBrokerServiceServicer):
             case "wait":
                 self.entered.set()
                 await self.gate.wait()
+            case "linger":
+                self.entered.set()
+                try:
+                    await self.gate.wait()
+                finally:
+                    await asyncio.sleep(0.3)
+                    self.lingered = True
             case "missing":
                 raise NotFoundError(
                     "secret detail for the log", reason="no-record", public_message="no record"

@@ -21,6 +21,7 @@ from gatehouse.common.clock import SystemClock
 from gatehouse.common.config.resolved import ListenAddress
 from gatehouse.common.errors import FailedPreconditionError
 from gatehouse.common.rpc.credentials import ServiceCredentials
+from gatehouse.common.rpc.ending import let_handlers_end
 from gatehouse.common.rpc.server import RECEIVE_LIMIT, GrpcServer
 from gatehouse.common.runtime.health import HealthRegistry
 from gatehouse.pb import access_times_pb2, authorize_pb2, databroker_pb2
@@ -410,6 +411,37 @@ async def test_a_client_that_leaves_ends_its_stream(one: Replica, bare: grpc.aio
     call.cancel()
     await until(lambda: not one.broker.streams)
     assert not one.server._guard._streams
+
+
+def test_what_handlers_put_in_order_is_waited_for(capfd: pytest.CaptureFixture[str]) -> None:
+    """The loop ended in the middle of it, and gRPC printed a traceback."""
+    brokers = []
+
+    async def serve() -> None:
+        one = await start_replica(1)
+        brokers.append(one.broker)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{one.port}") as channel:
+            request = databroker_pb2.GetRequest(id="linger")
+            call = broker_stub(channel).Get(request, metadata=metadata(), timeout=60)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(failure(call))
+                await one.broker.entered.wait()
+                await one.server.stop(0)
+        await let_handlers_end()
+
+    asyncio.run(serve())
+    assert brokers[0].lingered
+    assert "Traceback" not in capfd.readouterr().err
+
+
+async def test_handlers_that_do_not_end_are_cancelled(one: Replica, bare: grpc.aio.Channel) -> None:
+    call = broker_stub(bare).Get(
+        databroker_pb2.GetRequest(id="linger"), metadata=metadata(), timeout=60
+    )
+    await one.broker.entered.wait()
+    await let_handlers_end(0.5)
+    assert one.broker.lingered
+    call.cancel()
 
 
 async def _awaited(call: Any) -> Any:

@@ -45,6 +45,7 @@ from gatehouse.common.config.issues import ConfigError
 from gatehouse.common.config.resolved import ResolvedSettings
 from gatehouse.common.config.wire import decode_settings
 from gatehouse.common.pages.branding import branding_of, use_branding
+from gatehouse.common.rpc.ending import let_handlers_end
 from gatehouse.common.rpc.server import GrpcServer
 from gatehouse.common.runtime.context import ProcessContext
 from gatehouse.common.runtime.health import HealthRegistry
@@ -130,6 +131,7 @@ class _Worker:
                 await self._obey(ready, lambda: self._listen(server, listening))
                 self._health.terminate()
             stop.set()
+        await let_handlers_end()
 
     async def _obey(self, ready: asyncio.Event, listen: Callable[[], Awaitable[None]]) -> None:
         """One order after the other until Stop, and `listen` between two of them once ready."""

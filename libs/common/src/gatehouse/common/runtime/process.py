@@ -33,6 +33,7 @@ from gatehouse.common.databroker.registration import Registration, has_something
 from gatehouse.common.observability.logging import configure_logging, get_logger, set_level
 from gatehouse.common.observability.metrics import CONFIG_RELOAD_SUCCESS, CONFIG_RELOAD_TIME
 from gatehouse.common.pages.branding import branding_of, use_branding
+from gatehouse.common.rpc.ending import let_handlers_end
 from gatehouse.common.rpc.server import GrpcServer
 from gatehouse.common.runtime.certificate_expiry import warn_of_ends
 from gatehouse.common.runtime.context import ProcessContext, Service
@@ -270,6 +271,7 @@ async def _serve(
         with _signals(stop, watcher):
             async with grpc_listening(server, context):
                 await _run_services(options, context, services, watcher, follower, stop)
+            await let_handlers_end()
 
 
 def grpc_server(context: ProcessContext) -> GrpcServer:
