@@ -88,6 +88,16 @@ CONFIGURATIONS: Mapping[str, Mapping[str, Any]] = {
             _route("https://app.example.com", "http://app.internal:8080"),
         ],
     },
+    "grpc_on_address": {
+        **_TLS,
+        "services": "proxy,authorize,databroker",
+        "address": "127.0.0.1:443",
+        "grpc_address": "127.0.0.1:443",
+        "timeout_write": "60s",
+        "authorize_service_url": "https://authorize.example.com",
+        "databroker_service_url": "https://[2001:db8::1]:8443",
+        "routes": [_route("https://app.example.com")],
+    },
     "split_plain": {
         **_TLS,
         "services": "proxy",

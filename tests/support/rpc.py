@@ -33,11 +33,13 @@ class Broker(databroker_pb2_grpc.DataBrokerServiceServicer):
     gate: asyncio.Event = field(default_factory=asyncio.Event)  # Get "wait" waits for it
     entered: asyncio.Event = field(default_factory=asyncio.Event)
     calls: int = 0
+    peers: set[str] = field(default_factory=set)  # connections that ServerInfo came by
     streams: int = 0
     lingered: bool = False  # Get "linger" has put everything in order after its caller left
 
-    async def ServerInfo(self, _request: Empty, _context: Any) -> Any:  # noqa: N802
+    async def ServerInfo(self, _request: Empty, context: Any) -> Any:  # noqa: N802
         self.calls += 1
+        self.peers.add(context.peer())
         return databroker_pb2.ServerInfoResponse(server_version=self.number)
 
     async def Get(self, request: Any, context: Any) -> Any:  # noqa: N802

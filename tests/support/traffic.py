@@ -310,6 +310,23 @@ class Product:
         with self.connection() as connection:
             return connection.request(path, host=f"{host}.{DOMAIN}", **options)
 
+    def upgraded(self, host: str, token: str, headers: Sequence[tuple[str, str]] = ()) -> int:
+        """The status that an upgrade ends with; after 101 what is sent has come back."""
+        asking = [("Connection", "Upgrade"), ("Upgrade", token), *headers]
+        with self.connection() as connection:
+            connection.send(host=f"{host}.{DOMAIN}", headers=asking)
+            response = connection.answer()
+            if response.status != http.HTTPStatus.SWITCHING_PROTOCOLS:
+                return response.status
+            connection.socket.sendall(b"hello")
+            echo = b""
+            while len(echo) < len(b"hello"):
+                piece = connection.socket.recv(16)
+                assert piece, "the upgraded connection ended"
+                echo += piece
+            assert echo == b"hello"
+            return response.status
+
     def browser(self, *hosts: str, **options: Any) -> httpx.Client:
         """A client with cookies that can sign in."""
         ports = {f"{host}.{DOMAIN}": self.port for host in ("authenticate", *hosts)}

@@ -75,6 +75,7 @@ class Seen:
     whole: bool = False  # the body came to its end
     server_name: str | None = None  # what TLS asked for
     client_names: tuple[str, ...] = ()  # of the client's certificate
+    protocol: str | None = None  # that TLS settled on (ALPN)
 
     def values(self, name: str) -> list[str]:
         return [value for header, value in self.headers if header.lower() == name]
@@ -98,6 +99,7 @@ class Seen:
                 "method": self.method,
                 "path": self.target,
                 "version": self.version,
+                "protocol": self.protocol,
                 "headers": self.headers,
                 "body": self.body.decode(errors="replace"),
                 "body_size": self.body_size,
@@ -156,9 +158,9 @@ class Server:
 
     @property
     def url(self) -> str:
-        if self.path:
-            return f"unix://{self.path}"
         scheme = "http" if self._tls is None else "https"
+        if self.path:
+            return f"{'unix' if self._tls is None else 'https+unix'}://{self.path}"
         return f"{scheme}://{self.address}:{self.port}"
 
     def start(self) -> Self:
@@ -170,7 +172,7 @@ class Server:
 
         async def listen() -> asyncio.Server:
             if self.path:
-                return await loop.create_unix_server(protocol, self.path)
+                return await loop.create_unix_server(protocol, self.path, ssl=self._tls)
             return await loop.create_server(protocol, self.address, self.port, ssl=self._tls)
 
         self._server = self.background.run(listen())
@@ -225,6 +227,11 @@ class Server:
         return None if secured is None else self._names.get(secured)
 
     @staticmethod
+    def _protocol(writer: asyncio.StreamWriter) -> str | None:
+        secured = writer.get_extra_info("ssl_object")
+        return None if secured is None else secured.selected_alpn_protocol()
+
+    @staticmethod
     def _client_names(writer: asyncio.StreamWriter) -> tuple[str, ...]:
         certificate = writer.get_extra_info("peercert") or {}
         return tuple(value for _, value in certificate.get("subjectAltName", ()))
@@ -270,6 +277,7 @@ class Application(Server):
                 headers,
                 server_name=self._server_name(writer),
                 client_names=self._client_names(writer),
+                protocol=self._protocol(writer),
             )
             if urlsplit(target).path == "/health":
                 self.checks.append(seen)
@@ -377,6 +385,24 @@ class Application(Server):
             await writer.drain()
 
 
+class Switcher(Server):
+    """Takes every upgrade, whatever it is called, and echoes what comes then."""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        fields = [line.partition(": ") for line in head.split("\r\n")]
+        asked = [value for name, _, value in fields if name.lower() == "upgrade"]
+        if not asked:
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            await writer.drain()
+            return
+        lines = ["HTTP/1.1 101 X", f"upgrade: {asked[0]}", "connection: upgrade", "", ""]
+        writer.write("\r\n".join(lines).encode("latin-1"))
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+
+
 class Http2Application(Server):
     """HTTP/2, in clear text or by ALPN; answers JSON of what it received, with a trailer."""
 
@@ -406,6 +432,7 @@ class Http2Application(Server):
                         [*headers, ("host", pseudo[":authority"])],
                         server_name=self._server_name(writer),
                         client_names=self._client_names(writer),
+                        protocol=self._protocol(writer),
                     )
                 elif isinstance(event, h2.events.DataReceived):
                     requests[event.stream_id].body += event.data

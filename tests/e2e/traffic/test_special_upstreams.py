@@ -15,7 +15,7 @@ from gatehouse.common.clock import SystemClock
 from tests.support.google_cloud import GoogleCloud
 from tests.support.sign_in import sign_in
 from tests.support.traffic import DOMAIN, Product, Reply, eventually, https
-from tests.support.traffic_upstreams import Application, Seen
+from tests.support.traffic_upstreams import Application, Background, Seen, Switcher
 
 pytestmark = pytest.mark.e2e
 
@@ -28,6 +28,16 @@ FORGED = [
     ("Impersonate-Uid", "0"),
     ("Impersonate-Extra-Scopes", "all"),
 ]
+
+
+CHECK = {
+    "timeout": "5s",
+    "interval": "0.2s",
+    "no_traffic_interval": "0.2s",
+    "unhealthy_threshold": 1,
+    "healthy_threshold": 1,
+    "http_health_check": {"path": "/health"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +54,27 @@ def token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def other(background: Background) -> Iterator[Application]:
+    with Application(background).running() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def switcher(background: Background) -> Iterator[Switcher]:
+    with Switcher(background).running() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
 def world(
-    product: Product, application: Application, cloud: GoogleCloud, token_file: Path
+    product: Product,
+    application: Application,
+    other: Application,
+    switcher: Switcher,
+    cloud: GoogleCloud,
+    token_file: Path,
 ) -> Iterator[Product]:
+    dead = "http://127.0.0.1:1"
     signed_in = {"allow_public_unauthenticated_access": False, "allow_any_authenticated_user": True}
     serverless = {"enable_google_cloud_serverless_authentication": True}
     up = application.url
@@ -54,6 +82,21 @@ def world(
         https("kube", to=up, kubernetes_service_account_token="inline-token", **signed_in),
         https(
             "kube-file", to=up, kubernetes_service_account_token_file=str(token_file), **signed_in
+        ),
+        https(
+            "kube-several",
+            to=[f"{up}/base", f"{other.url}/base", dead],
+            name="kube-several",
+            kubernetes_service_account_token="inline-token",
+            health_checks=[CHECK],
+            healthy_panic_threshold=0,
+            **signed_in,
+        ),
+        https(
+            "kube-exec",
+            to=switcher.url,
+            kubernetes_service_account_token="inline-token",
+            **signed_in,
         ),
         https("kube-public", to=up, kubernetes_service_account_token="inline-token"),
         https("run", to=up, **serverless),
@@ -67,7 +110,7 @@ def world(
 
 @pytest.fixture(scope="module")
 def browser(world: Product) -> Iterator[httpx.Client]:
-    with world.browser("kube", "kube-file") as client:
+    with world.browser("kube", "kube-file", "kube-several", "kube-exec") as client:
         hops = sign_in(client, world.url("kube"), ADA)
         assert hops[-1].status_code == 200
         yield client
@@ -146,6 +189,35 @@ def test_kubectl_is_told_in_its_own_way(world: Product, application: Application
     reply = world.get("kube-public", headers=[KUBECTL, *FORGED[:2]])
     assert (reply.status, json.loads(reply.body)["reason"]) == (403, "Forbidden")
     assert len(application.seen) == before
+
+
+def test_an_api_on_several_servers_is_balanced_and_checked(
+    world: Product, browser: httpx.Client, application: Application, other: Application
+) -> None:
+    healthy = r"cluster\.kube-several\.membership_healthy"
+    eventually(lambda: list(world.stats(healthy).values()) == [2], 20.0)
+    assert sign_in(browser, world.url("kube-several"), ADA)[-1].status_code == 200
+    answers = [browser.get(world.url("kube-several", "/api/v1")) for _ in range(6)]
+    assert {answer.headers["x-upstream"] for answer in answers} == {application.url, other.url}
+    for answer in answers:
+        seen = answer.json()
+        assert seen["path"] == "/base/api/v1"  # once
+        assert ["authorization", "Bearer inline-token"] in seen["headers"]
+
+
+@pytest.mark.parametrize(
+    ("token", "status"), [("SPDY/3.1", 101), ("websocket", 101), ("own-protocol", 403)]
+)
+def test_commands_in_containers_take_their_upgrades(
+    world: Product, browser: httpx.Client, token: str, status: int
+) -> None:
+    assert sign_in(browser, world.url("kube-exec"), ADA)[-1].status_code == 200
+    cookies = "; ".join(
+        f"{each.name}={each.value}"
+        for each in browser.cookies.jar
+        if each.domain == f"kube-exec.{DOMAIN}"
+    )
+    assert world.upgraded("kube-exec", token, [("Cookie", cookies)]) == status
 
 
 # -- Google Cloud

@@ -23,7 +23,7 @@ from websockets.sync.server import serve
 
 from tests.support.traffic import DOMAIN, Product, eventually, https
 from tests.support.traffic_grpc import TRAILERS, grpc_client, grpc_upstream, method
-from tests.support.traffic_upstreams import Application, Background, Http2Application
+from tests.support.traffic_upstreams import Application, Background, Http2Application, Switcher
 
 pytestmark = pytest.mark.e2e
 
@@ -135,6 +135,57 @@ def test_a_route_without_websockets_refuses_them(world: Product) -> None:
     with pytest.raises(InvalidStatus) as refused, websocket(world, "no-ws"):
         pass
     assert refused.value.response.status_code == 403
+
+
+# -- other upgrades
+
+OWN = "own-protocol/2"
+
+
+@pytest.fixture(scope="module")
+def switcher(background: Background) -> Iterator[Switcher]:
+    with Switcher(background).running() as running:
+        yield running
+
+
+def test_an_upgrade_passes_where_it_is_allowed(world: Product, switcher: Switcher) -> None:
+    table: dict[str, tuple[dict[str, Any], set[str]]] = {
+        "up-none": ({}, set()),
+        "up-spdy": ({"allow_spdy": True}, {"SPDY/3.1"}),
+        "up-ws": ({"allow_websockets": True}, {"websocket"}),
+        "up-both": (
+            {"allow_websockets": True, "allow_spdy": True},
+            {"websocket", "SPDY/3.1"},
+        ),
+        "up-list": (
+            {"allow_upgrades": ["WebSocket", "Spdy/3.1", "", OWN.upper()]},
+            {"websocket", "SPDY/3.1", OWN},
+        ),
+        "up-empty": ({"allow_upgrades": []}, set()),
+    }
+    routes = [https(host, to=switcher.url, **keys) for host, (keys, _) in table.items()]
+
+    def passing(host: str) -> set[str]:
+        return {
+            token
+            for token in ("websocket", "SPDY/3.1", OWN, "other")
+            if world.upgraded(host, token) == 101
+        }
+
+    before = world.stack.routes[1:]
+    try:
+        world.reload([*before, *routes])
+        assert {host: passing(host) for host in table} == {
+            host: tokens for host, (_, tokens) in table.items()
+        }
+        assert world.upgraded("up-none", OWN) == 403
+        # What the settings allow holds for routes that have no list of their own.
+        world.reload([*before, *routes], allow_upgrades=[OWN, "SPDY/3.1"])
+        assert passing("up-none") == {OWN, "SPDY/3.1"}
+        assert passing("up-ws") == {OWN, "SPDY/3.1", "websocket"}
+        assert passing("up-empty") == set()
+    finally:
+        world.reload(before)
 
 
 # -- server-sent events

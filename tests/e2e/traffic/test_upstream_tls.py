@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any
 
 import pytest
 
+from tests.support.envoy import short_directory
 from tests.support.tls import Authority, Leaf
 from tests.support.traffic import Product, eventually, https
 from tests.support.traffic_upstreams import (
     Application,
     Background,
     Http2Application,
+    Seen,
     server_tls,
 )
 
@@ -37,12 +40,14 @@ class Servers:
     strict: Application  # as `named`, wants a client certificate
     second: Http2Application  # as `named`, offers h2 alone
     either: Application  # as `named`, prefers h2 but speaks HTTP/1.1
+    old: Application  # as `named`, speaks TLS 1.2 alone
+    pipe: Application  # as `named`, on a Unix socket
     client: Leaf
     stranger: Leaf
 
     @property
     def applications(self) -> list[Application]:
-        return [self.named, self.numbered, self.strict, self.either]
+        return [self.named, self.numbered, self.strict, self.either, self.old, self.pipe]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +56,10 @@ def servers(background: Background, tmp_path_factory: pytest.TempPathFactory) ->
     trusted, foreign = Authority(directory / "trusted"), Authority(directory / "foreign", "Foreign")
     leaf = trusted.leaf(NAME, "localhost", stem="named")
     address = trusted.leaf("127.0.0.1", stem="numbered")
+    old_tls = server_tls(leaf)
+    old_tls.maximum_version = ssl.TLSVersion.TLSv1_2
     with (
+        short_directory() as sockets,
         Application(background, tls=server_tls(leaf)).running() as named,
         Application(background, tls=server_tls(address)).running() as numbered,
         Application(
@@ -59,10 +67,18 @@ def servers(background: Background, tmp_path_factory: pytest.TempPathFactory) ->
         ).running() as strict,
         Http2Application(background, tls=server_tls(leaf, alpn=("h2",))).running() as second,
         Application(background, tls=server_tls(leaf, alpn=("h2", "http/1.1"))).running() as either,
+        Application(background, tls=old_tls).running() as old,
+        Application(background, path=f"{sockets}/s", tls=server_tls(leaf)).running() as pipe,
     ):
         client = trusted.leaf("proxy.internal", stem="client")
         stranger = foreign.leaf("proxy.internal", stem="stranger")
-        yield Servers(trusted, foreign, named, numbered, strict, second, either, client, stranger)
+        yield Servers(
+            trusted,
+            foreign,
+            *(named, numbered, strict, second, either, old, pipe),
+            client,
+            stranger,
+        )
 
 
 @dataclass(frozen=True)
@@ -82,10 +98,24 @@ TRUST = {"tls_custom_ca_file": "{trusted}"}
 FOREIGN = {"tls_custom_ca_file": "{foreign}"}
 AS_NAME = {"tls_upstream_server_name": NAME}
 CLIENT = {"tls_client_cert_file": "{client.certificate}", "tls_client_key_file": "{client.key}"}
+CLIENT_TEXT = {
+    "tls_client_cert": "{client.certificate|base64}",
+    "tls_client_key": "{client.key|base64}",
+}
 STRANGER = {
     "tls_client_cert_file": "{stranger.certificate}",
     "tls_client_key_file": "{stranger.key}",
 }
+
+CHECK: dict[str, Any] = {
+    "timeout": "5s",
+    "interval": "0.2s",
+    "no_traffic_interval": "0.2s",
+    "unhealthy_threshold": 1,
+    "healthy_threshold": 1,
+    "http_health_check": {"path": "/health"},
+}
+IN_HTTP2 = {"path": "/health", "codec_client_type": "HTTP2"}
 
 CASES = (
     Case("ca-file", "named", True, TRUST | AS_NAME, server_name=NAME),
@@ -135,15 +165,28 @@ CASES = (
         "client-text",
         "strict",
         True,
-        TRUST
-        | AS_NAME
-        | {
-            "tls_client_cert": "{client.certificate|base64}",
-            "tls_client_key": "{client.key|base64}",
-        },
+        TRUST | AS_NAME | CLIENT_TEXT,
         server_name=NAME,
         client_names=("proxy.internal",),
     ),
+    Case(
+        "client-text-and-file",
+        "strict",
+        True,
+        TRUST | AS_NAME | STRANGER | CLIENT_TEXT,
+        server_name=NAME,
+        client_names=("proxy.internal",),
+    ),
+    Case(
+        "ca-file-and-text",
+        "named",
+        True,
+        TRUST | AS_NAME | {"tls_custom_ca": "{foreign|base64}"},
+        server_name=NAME,
+    ),
+    Case("old-tls", "old", True, TRUST | AS_NAME, server_name=NAME),
+    Case("pipe", "pipe", True, TRUST | AS_NAME, server_name=NAME),
+    Case("pipe-wrong-name", "pipe", False, TRUST | {"tls_upstream_server_name": "b.internal"}),
     Case("client-none", "strict", False, TRUST | AS_NAME),
     Case("client-strange", "strict", False, TRUST | AS_NAME | STRANGER),
     Case("client-skip", "strict", False, {"tls_skip_verify": True}),
@@ -171,15 +214,28 @@ def filled(servers: Servers, value: Any) -> Any:
 def routes(servers: Servers, application: Application) -> list[dict[str, Any]]:
     made = []
     for case in CASES:
-        port = getattr(servers, case.server).port
+        server: Application = getattr(servers, case.server)
         keys = {name: filled(servers, value) for name, value in case.keys.items()}
-        made.append(https(case.name, to=f"https://{case.host}:{port}", **keys))
+        url = server.url if server.path else f"https://{case.host}:{server.port}"
+        made.append(https(case.name, to=url, **keys))
     trust = {name: filled(servers, value) for name, value in (TRUST | AS_NAME).items()}
     named, either = servers.named, servers.either
     return [
         *made,
         https("second", to=servers.second.url, **trust),
+        https("second-spdy", to=servers.second.url, allow_spdy=True, **trust),
         https("either", to=either.url, allow_websockets=True, **trust),
+        https("either-mixed", to=[either.url, application.url], **trust),
+        https("checked", name="checked", to=either.url, health_checks=[CHECK], **trust),
+        https(
+            "checked-second",
+            name="checked-second",
+            to=servers.second.url,
+            health_checks=[{**CHECK, "http_health_check": IN_HTTP2}],
+            **trust,
+        ),
+        https("clear", to=application.url.replace("http://", "h2c://"), allow_websockets=True),
+        https("clear-mixed", to=[application.url, application.url.replace("http://", "h2c://")]),
         https("first", to=named.url, **trust),
         https("mixed", to=[named.url, application.url], **trust),
         https("mixed-bad", to=[named.url, application.url], **AS_NAME),
@@ -211,10 +267,21 @@ def test_an_upstream_is_verified_as_the_route_says(
 
 
 @pytest.mark.parametrize(
-    ("host", "version"), [("second", "HTTP/2"), ("first", "HTTP/1.1"), ("either", "HTTP/1.1")]
+    ("host", "version", "settled"),
+    [
+        ("second", "HTTP/2", "h2"),
+        ("second-spdy", "HTTP/2", "h2"),
+        ("first", "HTTP/1.1", None),
+        ("either", "HTTP/1.1", "http/1.1"),
+        ("clear", "HTTP/1.1", None),
+        ("clear-mixed", "HTTP/1.1", None),
+    ],
 )
-def test_the_server_chooses_the_http_version(world: Product, host: str, version: str) -> None:
-    assert world.get(host).seen["version"] == version
+def test_the_server_chooses_the_http_version(
+    world: Product, host: str, version: str, settled: str | None
+) -> None:
+    seen = world.get(host).seen
+    assert (seen["version"], seen["protocol"]) == (version, settled)
 
 
 def test_secure_and_plain_upstreams_share_a_route(
@@ -227,6 +294,36 @@ def test_secure_and_plain_upstreams_share_a_route(
     statuses = {world.get("mixed-bad").status for _ in range(6)}
     assert statuses == {200}  # what could not be sent goes to the other one instead
     assert len(servers.named.seen) == before
+
+
+def test_secure_and_plain_upstreams_of_one_route_are_spoken_to_alike(
+    world: Product, servers: Servers, application: Application
+) -> None:
+    """In HTTP/1.1, whatever the secure one would rather speak."""
+    replies = [world.get("either-mixed") for _ in range(6)]
+    assert {reply.value("x-upstream") for reply in replies} == {
+        servers.either.url,
+        application.url,
+    }
+    seen = {(reply.seen["version"], reply.seen["protocol"]) for reply in replies}
+    assert seen == {("HTTP/1.1", "http/1.1"), ("HTTP/1.1", None)}
+
+
+def test_a_check_asks_tls_for_what_it_speaks(world: Product, servers: Servers) -> None:
+    """Else a server that prefers HTTP/2 answers in it, and nobody is ever well."""
+    asked: dict[str, tuple[list[Seen], str]] = {
+        "checked": (servers.either.checks, "http/1.1"),
+        "checked-second": (servers.second.seen, "h2"),
+    }
+
+    def are_well() -> bool:
+        found = world.stats(r"cluster\.checked(-second)?\.membership_healthy")
+        return len(found) == 2 and set(found.values()) == {1}
+
+    eventually(are_well, 20.0)
+    for host, (seen, settled) in asked.items():
+        found = {each.protocol for each in seen if each.target == "/health"}
+        assert found == {settled}, host
 
 
 def test_the_global_authority_is_used_unless_a_route_has_its_own(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.envoy import short_directory
+from tests.support.sign_in import sign_in
 from tests.support.traffic import DOMAIN, Product, https
 from tests.support.traffic_upstreams import Application, Background
 
@@ -70,6 +71,8 @@ ROWS = (
         {"/foo": "/sp%20ace/%C3%A9%25/foo"},
         to="/sp%20ace/%C3%A9%25/",
     ),
+    Row({"/": "/", "/foo": "/foo"}, to="/"),
+    Row({"/foo": "/basefoo", "/foo?a": "/basefoo?a"}, to="/base?x=1#y"),
     # prefix
     Row(
         {
@@ -79,6 +82,9 @@ ROWS = (
             "/admi": None,
             "/Admin": None,
             "/x/admin": None,
+            "/x/../admin/y": "/admin/y",
+            "//admin": "/admin",
+            "/admin/../x": None,
         },
         keys={"prefix": "/admin"},
     ),
@@ -191,6 +197,20 @@ REDIRECTS: tuple[tuple[dict[str, Any], dict[str, Any], str, int, str], ...] = (
     ({"path": "/only"}, {"prefix_rewrite": "/new"}, "/only", 301, "https://{host}/new"),
     ({}, {"scheme_redirect": "http"}, "/a", 301, "http://{host}/a"),
     ({}, {"https_redirect": True}, "/a", 301, "https://{host}/a"),
+    (
+        {},
+        {"https_redirect": False, "scheme_redirect": "http", "path_redirect": "/b"},
+        "/a",
+        301,
+        "https://{host}/b",
+    ),
+    (
+        {"regex": "/old/.*"},
+        {"prefix_rewrite": "/new", "strip_query": True},
+        "/old/a?x",
+        301,
+        "https://{host}/new",
+    ),
     ({}, {"port_redirect": 8443}, "/a", 301, "https://{host}:8443/a"),
     (
         {},
@@ -206,6 +226,7 @@ REDIRECTS: tuple[tuple[dict[str, Any], dict[str, Any], str, int, str], ...] = (
 )
 
 EXAMPLE = f"example.{DOMAIN}"
+MEMBERS = {"allow_public_unauthenticated_access": False, "allow_any_authenticated_user": True}
 
 
 def table_routes(up: str) -> list[dict[str, Any]]:
@@ -237,6 +258,11 @@ def host_routes(up: str) -> list[dict[str, Any]]:
         tagged(f"https://pre-*.other.{DOMAIN}", up, "P"),
         tagged(f"https://*.port.{DOMAIN}:8443", up, "Q"),
     ]
+
+
+def catch_all_routes(up: str) -> list[dict[str, Any]]:
+    """Behind all others: a star alone stands for every host that has no routes of its own."""
+    return [tagged("https://*", up, "any", prefix="/any")]
 
 
 def order_routes(up: str) -> list[dict[str, Any]]:
@@ -280,12 +306,16 @@ def world(
         *table_routes(up),
         *host_routes(up),
         *order_routes(up),
+        *catch_all_routes(up),
         https("two", to=[f"{up}/x", f"{other.url}/y"]),
         https("pipe", to=pipe.url),
         https("pipe-prefix", to=pipe.url, prefix="/a/", prefix_rewrite="/b/"),
         https("name", to=up.replace("127.0.0.1", "localhost") + "/base"),
         https("said", response={"status": 418, "body": "short & stout"}),
         https("nothing", response={"status": 204, "body": ""}),
+        https("ported", redirect={"scheme_redirect": "http"}),
+        https("member", path="/said", response={"status": 200, "body": "members"}, **MEMBERS),
+        https("member", redirect={"path_redirect": "/said"}, **MEMBERS),
     ]
     shared.reload(routes)
     return shared
@@ -353,6 +383,32 @@ def test_a_response_is_given_as_written(world: Product) -> None:
 
 
 @pytest.mark.parametrize(
+    ("asked", "location"),
+    [
+        (f"ported.{DOMAIN}:443", f"http://ported.{DOMAIN}/a"),
+        (f"ported.{DOMAIN}:8443", f"http://ported.{DOMAIN}:8443/a"),
+    ],
+)
+def test_a_default_port_is_dropped_with_its_scheme(
+    world: Product, asked: str, location: str
+) -> None:
+    with world.connection() as connection:
+        assert connection.request("/a", host=asked).value("location") == location
+
+
+def test_answers_of_our_own_are_for_those_who_may_have_them(world: Product) -> None:
+    for path in ("/said", "/moved"):
+        refused = world.get("member", path, headers=[("Accept", "text/html")])
+        assert refused.status == 302
+        assert (refused.value("location") or "").startswith(f"https://authenticate.{DOMAIN}")
+        assert b"members" not in refused.body
+    with world.browser("member") as browser:
+        *_, moved, said = sign_in(browser, world.url("member", "/moved"), "ada@example.com")
+    assert (moved.status_code, moved.headers["location"]) == (301, world.url("member", "/said"))
+    assert (said.status_code, said.text) == (200, "members")
+
+
+@pytest.mark.parametrize(
     ("authority", "tag"),
     [
         (f"a.{EXAMPLE}", "A"),
@@ -377,6 +433,7 @@ def test_a_response_is_given_as_written(world: Product) -> None:
         (f"a.port.{DOMAIN}", None),
         (f"a.port.{DOMAIN}:8444", None),
         (f"unknown.{DOMAIN}", None),
+        ("10.0.0.1", None),
     ],
 )
 def test_a_host_finds_its_route(world: Product, authority: str, tag: str | None) -> None:
@@ -385,6 +442,17 @@ def test_a_host_finds_its_route(world: Product, authority: str, tag: str | None)
     assert reply.status == (404 if tag is None else 200)
     if tag is not None:
         assert reply.seen["path"] == f"/{tag}"
+
+
+def test_a_star_alone_is_every_host_without_routes_of_its_own(world: Product) -> None:
+    with world.connection() as connection:
+        for authority, status in (
+            ("else.example.org", 200),
+            ("single:8443", 200),
+            (f"unknown.{DOMAIN}", 200),
+            (f"only.{EXAMPLE}", 404),
+        ):
+            assert connection.request("/any", host=authority).status == status, authority
 
 
 def test_a_host_of_its_own_hides_the_wildcard(world: Product) -> None:
@@ -449,6 +517,33 @@ def test_slashes_and_dots_are_kept_where_the_settings_say_so(
         assert (reply.status, place) == outcome, action
     world.reload(routes, normalize_path=False)
     assert sent(world, "u0", "/a/./b/../c") == "/a/./b/../c"
+
+
+def test_only_the_default_port_counts_where_the_settings_say_so(
+    world: Product, application: Application
+) -> None:
+    up = application.url
+    routes = [*host_routes(up), *order_routes(up)]
+    world.reload(routes, runtime_flags={"match_any_incoming_port": False})
+    with world.connection() as connection:
+        for authority, path in (
+            (f"first.{DOMAIN}", "/rest"),
+            (f"first.{DOMAIN}:443", "/rest"),
+            (f"first.{DOMAIN}:9000", None),
+            (f"a.{EXAMPLE}:8443", "/B"),
+            (f"b.{EXAMPLE}:9000", "/W"),
+        ):
+            reply = connection.request(host=authority)
+            found = None if reply.status == 404 else reply.seen["path"]
+            assert found == path, authority
+
+
+def test_the_older_list_of_routes_comes_first(world: Product, application: Application) -> None:
+    host, up = f"https://listed.{DOMAIN}", application.url
+    policy = [tagged(host, up, "first", prefix="/a")]
+    world.reload([tagged(host, up, "second")], policy=policy)
+    assert sent(world, "listed", "/a") == "/first"
+    assert sent(world, "listed", "/b") == "/secondb"
 
 
 def test_a_forwarded_host_is_believed_behind_trusted_proxies_alone(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import pytest
 
 from gatehouse.common.databroker.records import record_of, unpack
 from gatehouse.common.ids import SESSION, USER
+from gatehouse.common.jose.signed_url import sign_url
 from gatehouse.common.session.handle import decode_handle
 from gatehouse.common.session.login_binding import cookie_name
 from gatehouse.pb.session_pb2 import Session
@@ -281,6 +282,45 @@ async def test_the_button_of_the_confirmation_page_signs_out(world):
     button = f"https://authenticate{href}".replace("&amp;", "&")
     assert (await browser.get(button)).status_code == 302
     assert await session_of(world, handle) is None
+
+
+async def confirmed_target(world, browser, page):
+    """Where a sign-out leads, of somebody who came to the page about their session from `page`."""
+    query = urlencode({"pomerium_redirect_uri": page})
+    url = f"{AUTHENTICATE}/.pomerium/?{query}"
+    first = await browser.get(sign_url(url, SHARED, now_s=world.clock.now_s()))
+    assert (first.status_code, first.headers["location"]) == (302, "/.pomerium/")
+    shown = await browser.get(f"{AUTHENTICATE}/.pomerium/")
+    assert "ada@example.com" in shown.text
+    asked = await browser.get(
+        f"{AUTHENTICATE}/.pomerium/sign_out", headers={"accept": "application/json"}
+    )
+    return asked.json()["confirm"]
+
+
+async def test_who_was_refused_signs_out_and_comes_back_to_the_page(world):
+    browser = world.browser()
+    await world.sign_in(browser)
+    page = f"https://{APP}/refused?x=1"
+    confirm = await confirmed_target(world, browser, page)
+    assert query_of(confirm)["pomerium_redirect_uri"] == page
+    left = await browser.get(confirm)
+    assert query_of(left.headers["location"])["post_logout_redirect_uri"] == page
+    names = {cookie.name for cookie in browser.cookies.jar}
+    assert not {name for name in names if "dashboard" in name or "authenticate" in name}
+    await world.sign_in(browser)  # the next sign-out has nothing of the last one
+    asked = await browser.get(
+        f"{AUTHENTICATE}/.pomerium/sign_out", headers={"accept": "application/json"}
+    )
+    assert "pomerium_redirect_uri" not in query_of(asked.json()["confirm"])
+
+
+@pytest.mark.parametrize("page", ["https://evil.example.net/", f"https://{APP}/" + "x" * 3000])
+async def test_r26_no_other_page_is_gone_back_to_after_a_sign_out(world, page):
+    browser = world.browser()
+    await world.sign_in(browser)
+    confirm = await confirmed_target(world, browser, page)
+    assert "pomerium_redirect_uri" not in query_of(confirm)
 
 
 async def test_user_info_shows_the_person_and_no_token(world):

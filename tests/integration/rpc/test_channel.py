@@ -109,6 +109,17 @@ async def test_a_not_serving_address_leaves_and_returns() -> None:
         await channel.close()
 
 
+async def test_channels_share_no_connection() -> None:
+    """Two that did, and asked for health as it came up, crashed the process inside gRPC."""
+    async with replicas(1) as running:
+        channels = [make_channel(f"http://{IPS[0]}:{running[0].port}") for _ in range(3)]
+        for channel in channels:
+            await until_answered_by(channel, {1})
+        assert len(running[0].broker.peers) == 3
+        for channel in channels:
+            await channel.close()
+
+
 async def test_a_dead_address_costs_no_call() -> None:
     async with replicas(3) as running:
         channel = make_channel(*(f"http://{ip}:{running[0].port}" for ip in IPS))

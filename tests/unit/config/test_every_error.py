@@ -182,9 +182,9 @@ GLOBAL_ERRORS = [
         "names no database (postgresql://user:password@host/database)",
     ),
     (
-        "address: ':8443'\ngrpc_address: ':8443'",
+        "address: ':8443'\ngrpc_address: '127.0.0.1:8443'",
         "grpc_address",
-        "*:8443 is the address of address too (another port)",
+        "127.0.0.1:8443 is the address of address too (another port)",
     ),
     (
         "metrics_address: '127.0.0.1:5443'",

@@ -95,6 +95,6 @@ def test_what_is_marked_as_an_error_is_one(name: str) -> None:
 
 
 def test_marks_are_on_the_pages() -> None:
-    assert "host databroker answers to. **No effect yet.**" in settings_page()
+    assert "ACME directory URL. **No effect yet.**" in settings_page()
     assert "| obtain certificates by ACME. **Not available yet: using it is" in settings_page()
     assert "forward CONNECT to an http(s) upstream. **No effect yet.**" in routes_page()

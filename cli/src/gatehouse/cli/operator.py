@@ -60,6 +60,8 @@ def _databroker_urls(settings: ResolvedSettings) -> tuple[str, ...]:
     configured = configured_urls(keys.databroker_service_url, keys.databroker_service_urls)
     if configured or not settings.runs(ServiceName.DATABROKER):
         return configured or settings.databroker_urls
+    if settings.shared_grpc_urls:
+        return settings.shared_grpc_urls
     address = settings.grpc_address
     host = "127.0.0.1" if address.host in {"", "0.0.0.0", "::"} else address.host  # noqa: S104
     scheme = "http" if settings.grpc_insecure else "https"

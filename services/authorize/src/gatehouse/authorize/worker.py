@@ -42,11 +42,12 @@ from gatehouse.common.clock import SystemClock, SystemRng
 from gatehouse.common.config.hub import Commit as PutInForce
 from gatehouse.common.config.hub import ConfigHub
 from gatehouse.common.config.issues import ConfigError
-from gatehouse.common.config.resolved import ResolvedSettings
+from gatehouse.common.config.resolved import ResolvedSettings, ServiceName
 from gatehouse.common.config.wire import decode_settings
 from gatehouse.common.pages.branding import branding_of, use_branding
 from gatehouse.common.rpc.ending import let_handlers_end
 from gatehouse.common.rpc.server import GrpcServer
+from gatehouse.common.runtime import event_loop
 from gatehouse.common.runtime.context import ProcessContext
 from gatehouse.common.runtime.health import HealthRegistry
 from gatehouse.common.runtime.metrics_server import serve_worker_metrics
@@ -63,7 +64,9 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     try:
-        asyncio.run(_run(socket.socket(fileno=int(sys.argv[1]))))
+        event_loop.run(
+            _run(socket.socket(fileno=int(sys.argv[1]))), frozenset({ServiceName.AUTHORIZE})
+        )
     except Exception as failure:  # noqa: BLE001 - the parent ends with us
         get_logger("authorize").critical("worker crashed", error_type=type(failure).__name__)
         traceback.print_exception(failure, file=sys.stderr)

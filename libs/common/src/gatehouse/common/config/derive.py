@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from gatehouse.common.config.model import Settings
 from gatehouse.common.config.resolved import ListenAddress, ServiceName
 from gatehouse.common.config.values import parse_host_port
+from gatehouse.common.extauthz_context import AUTHORIZE_CLUSTER
 from gatehouse.common.policy.ast import Policy
 
 HOSTED_AUTHENTICATE: Final = frozenset(
@@ -72,6 +73,53 @@ def grpc_address(settings: Settings, services: frozenset[ServiceName]) -> Listen
         return ListenAddress("", alternative_port(settings))
     parsed = parse_host_port(settings.grpc_address or DEFAULT_GRPC_ADDRESS)
     return None if parsed is None else ListenAddress(*parsed)
+
+
+def shares_address(settings: Settings, services: frozenset[ServiceName]) -> bool:
+    """True when gRPC has no listener of its own: `grpc_address` is `address`, which Envoy has.
+
+    Spec: dataplane.md section 6.1. Needs Envoy, and a service that is called, in this process.
+    """
+    main = main_address(settings)
+    called = services & {ServiceName.AUTHORIZE, ServiceName.DATABROKER}
+    return (
+        ServiceName.PROXY in services
+        and bool(called)
+        and main.port > 0
+        and grpc_address(settings, services) == main
+    )
+
+
+def own_service_urls(settings: Settings, services: frozenset[ServiceName]) -> tuple[str, ...]:
+    """The URLs by which other processes call what this one runs: authorize's, then databroker's."""
+    found: list[str] = []
+    for service, single, several, internal in (
+        (
+            ServiceName.AUTHORIZE,
+            settings.authorize_service_url,
+            settings.authorize_service_urls,
+            settings.authorize_internal_service_url,
+        ),
+        (
+            ServiceName.DATABROKER,
+            settings.databroker_service_url,
+            settings.databroker_service_urls,
+            settings.databroker_internal_service_url,
+        ),
+    ):
+        if service in services:
+            found += configured_urls(single, (*several, internal))
+    return tuple(dict.fromkeys(found))
+
+
+def shared_grpc_hosts(settings: Settings, services: frozenset[ServiceName]) -> frozenset[str]:
+    """The host names under which Envoy passes calls on to this process; lower case."""
+    if not shares_address(settings, services):
+        return frozenset()
+    hosts = {urlsplit(url).hostname or "" for url in own_service_urls(settings, services)}
+    if ServiceName.AUTHORIZE in services:
+        hosts.add(AUTHORIZE_CLUSTER)  # as an Envoy elsewhere says
+    return frozenset(host.removesuffix(".") for host in hosts if host)
 
 
 def grpc_insecure(settings: Settings, services: frozenset[ServiceName]) -> bool:

@@ -1,4 +1,7 @@
-"""Whether two listeners of one process want the same address: the second could not be had."""
+"""Whether two listeners of one process want the same address: the second could not be had.
+
+gRPC alone may share that of the proxy; whether it can be used there is looked at here too.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Final
 
 from gatehouse.common.config import derive
 from gatehouse.common.config.issues import Finding, Severity
-from gatehouse.common.config.model import Settings
+from gatehouse.common.config.model import CodecType, Settings
 from gatehouse.common.config.resolved import ServiceName
 from gatehouse.common.config.values import parse_host_port
 
@@ -32,7 +35,9 @@ def check_listeners(settings: Settings) -> Iterator[Finding]:
         main = derive.main_address(settings)
         wanted.append(("address", (main.host, main.port)))
     grpc = derive.grpc_address(settings, services)
-    if grpc is not None:
+    if derive.shares_address(settings, services):
+        yield from _shared(settings, services)
+    elif grpc is not None:
         wanted.append(("grpc_address", (grpc.host, grpc.port)))
     for key in keys:
         parsed = parse_host_port(str(getattr(settings, key)).strip("\"'"))
@@ -46,6 +51,46 @@ def check_listeners(settings: Settings) -> Iterator[Finding]:
                 f"{other[0] or '*'}:{other[1]} is the address of {first} too",
                 "another port",
             )
+
+
+def _shared(settings: Settings, services: frozenset[ServiceName]) -> Iterator[Finding]:
+    """What cannot hold for gRPC on `address`, where browsers come too."""
+    for key in ("grpc_client_ca", "grpc_client_ca_file"):
+        if getattr(settings, key):
+            yield Finding(
+                Severity.ERROR,
+                (key,),
+                "callers of gRPC cannot be asked for certificates on the listener of address, "
+                "which grpc_address names too: browsers would be asked there",
+                "a grpc_address of its own",
+            )
+    if not derive.own_service_urls(settings, services):
+        yield Finding(
+            Severity.ERROR,
+            ("grpc_address",),
+            "is that of address, where gRPC is told apart by its host, and no service URL names "
+            "one",
+            f"{_url_keys(services)} as others call this process, or another port",
+        )
+    if settings.codec_type is CodecType.HTTP1:
+        yield Finding(
+            Severity.ERROR,
+            ("codec_type",),
+            "gRPC needs HTTP/2, and grpc_address is that of address",
+            "auto, http2 or http3, or a grpc_address of its own",
+        )
+    if settings.insecure_server and settings.grpc_insecure is False:
+        yield Finding(
+            Severity.ERROR,
+            ("grpc_insecure",),
+            "grpc_address is that of address, which insecure_server makes plain text",
+            "a grpc_address of its own, or grpc_insecure: true",
+        )
+
+
+def _url_keys(services: frozenset[ServiceName]) -> str:
+    called = (ServiceName.AUTHORIZE, ServiceName.DATABROKER)
+    return " or ".join(f"{name}_service_url" for name in called if name in services)
 
 
 def _overlap(one: tuple[str, int], other: tuple[str, int]) -> bool:

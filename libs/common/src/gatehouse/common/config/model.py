@@ -215,7 +215,9 @@ class Settings(Model):
     )
     databroker_service_url: HttpURL = Field("", description="URL of databroker")
     databroker_service_urls: TextList = Field((), description="further URLs of databroker")
-    databroker_internal_service_url: HttpURL = Field("", description="host databroker answers to")
+    databroker_internal_service_url: HttpURL = Field(
+        "", description="further host databroker answers to, where gRPC shares `address`"
+    )
     override_certificate_name: Text = Field(
         "", description="name that internal TLS certificates must carry"
     )
@@ -309,7 +311,11 @@ class Settings(Model):
     use_proxy_protocol: Flag = Field(
         default=False, description="demand the PROXY protocol of who connects"
     )
-    grpc_address: Text = Field(":443", description="gRPC listener, host:port")
+    grpc_address: Text = Field(
+        ":443",
+        description="gRPC listener, host:port; that of `address`: reached through Envoy under the "
+        "hosts of the service URLs",
+    )
     grpc_insecure: Flag | None = Field(None, description="no TLS on the gRPC listener")
     grpc_client_timeout: Duration = Field(10.0, description="time for one authorization check")
     grpc_client_ca: Text = Field(

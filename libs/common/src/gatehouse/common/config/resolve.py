@@ -279,6 +279,11 @@ class _Resolver:
             "file_digests": self.inputs.file_digests(),
             "downstream_mtls_ca_pem": mtls_ca,
             "downstream_mtls_crl_pem": mtls_crl,
+            "shared_grpc_urls": (
+                derive.own_service_urls(settings, services)
+                if derive.shares_address(settings, services)
+                else ()
+            ),
             "grpc_client_ca_pem": grpc_ca,
             "grpc_client_certificate": grpc_client,
             "metrics": metrics,

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from gatehouse.common.config import derive
 from gatehouse.common.config.documents import DocumentError, parse_yaml_value
 from gatehouse.common.config.inputs import Inputs
 from gatehouse.common.config.issues import Severity
@@ -84,10 +85,13 @@ class RouteResolver:
     stored_authorities: tuple[str, ...] = ()  # that routes of the databroker name, as written
     # As ResolvedSettings.refuses_bad_certificates will be, before there is one.
     adds_certificate_rule: bool = field(init=False)
+    grpc_hosts: frozenset[str] = field(init=False)  # where Envoy passes gRPC on to this process
 
     def __post_init__(self) -> None:
-        # Once: it looks at every route, and every route asks for it.
+        # Once: every route asks for them, and the first looks at every route.
         object.__setattr__(self, "adds_certificate_rule", self._adds_certificate_rule())
+        hosts = derive.shared_grpc_hosts(self.settings, self.services)
+        object.__setattr__(self, "grpc_hosts", hosts)
 
     def resolve(self) -> tuple[ResolvedRoute, ...]:
         """`policy`, then `routes`, each in file order; what is wrong is reported and left out."""
@@ -201,6 +205,13 @@ class RouteResolver:
                 self.inputs.report(
                     finding.severity, (*path, *finding.path), finding.message, finding.fix
                 )
+        if from_url is not None and self._is_for_services(from_url):
+            error(
+                ("from",),
+                f"{from_url.host} is the host of a service URL, and grpc_address is that of "
+                "address: gRPC calls to it are for Gatehouse itself",
+                "another host, or a grpc_address of its own",
+            )
         for name, fix in unavailable_in_route(route, from_url):
             error((name,), MESSAGE, fix)
         policy = self._policy(route, error)
@@ -217,6 +228,14 @@ class RouteResolver:
         if not sound or from_url is None or policy is None:
             return None
         return self._with_files(path, route, decision, from_url, tuple(upstreams), policy)
+
+    def _is_for_services(self, from_url: FromURL) -> bool:
+        """True when the route and our own services would be called by the same name.
+
+        On whatever port: who sees a name in a certificate or a cookie does not see its port.
+        """
+        host = from_url.host.removesuffix(".")
+        return from_url.scheme in _DEFAULT_PORTS and host in self.grpc_hosts
 
     def _is_passed_through(self, from_url: FromURL) -> bool:
         """True on the host of an authenticate service elsewhere, where the proxy decides nothing.

@@ -181,6 +181,8 @@ class ResolvedSettings:
     downstream_mtls_crl_pem: bytes | None = None
     grpc_client_ca_pem: bytes | None = None  # set: our gRPC servers require client certificates
     grpc_client_certificate: CertificatePair | None = None  # what our gRPC clients present
+    # Not empty: gRPC has no listener of its own, Envoy passes on what is sent to these URLs.
+    shared_grpc_urls: tuple[str, ...] = ()
     metrics: MetricsListener | None = None
     tracing: Tracing | None = None
     file_digests: Mapping[Path, bytes] = field(default_factory=dict)  # of the files as read

@@ -31,6 +31,9 @@ def restart_needed(first: ResolvedSettings, new: ResolvedSettings) -> tuple[Issu
 def _compared(first: ResolvedSettings, new: ResolvedSettings) -> Iterator[tuple[str, str, str]]:
     yield "services", _services(first), _services(new)
     yield "grpc_address", _address(first.grpc_address), _address(new.grpc_address)
+    if bool(first.shared_grpc_urls) != bool(new.shared_grpc_urls):
+        # gRPC would have to begin or cease to listen by itself.
+        yield "address", _address(first.address), _address(new.address)
     yield "grpc_insecure", _flag(first.grpc_insecure), _flag(new.grpc_insecure)
     if not (first.grpc_insecure and new.grpc_insecure):
         # Other authorities are taken up; whether callers are asked at all is settled at the start.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from gatehouse.common.config import derive
 from gatehouse.common.config.model import Route, Settings
 from gatehouse.common.config.resolved import FromURL
 
@@ -23,8 +24,7 @@ REFUSED: Final = frozenset(
 )
 REFUSED_IN_ROUTE: Final = frozenset({"mcp", "upstream_tunnel", "session_recording"})
 IDLE: Final = frozenset(
-    {"databroker_internal_service_url"}
-    | {"mcp_allowed_client_id_domains", "mcp_allowed_as_metadata_domains"}
+    {"mcp_allowed_client_id_domains", "mcp_allowed_as_metadata_domains"}
     | {"auto_apply_changesets"}
     | {"session_recording_concurrency", "envoy_dynamic_extensions"}
 )
@@ -76,13 +76,21 @@ def unavailable_settings(settings: Settings) -> Iterator[tuple[str, str]]:
 def without_effect_yet(settings: Settings) -> Iterator[str]:
     """Global keys that only watch or decorate and do nothing yet: a warning is enough."""
     for key, used in (
-        ("databroker_internal_service_url", bool(settings.databroker_internal_service_url)),
+        ("databroker_internal_service_url", _names_nothing(settings)),
         ("mcp_allowed_client_id_domains", bool(settings.mcp_allowed_client_id_domains)),
         ("mcp_allowed_as_metadata_domains", bool(settings.mcp_allowed_as_metadata_domains)),
         ("auto_apply_changesets", settings.auto_apply_changesets is not None),
     ):
         if used:
             yield key
+
+
+def _names_nothing(settings: Settings) -> bool:
+    """True when the host of `databroker_internal_service_url` is asked for by nobody."""
+    if not settings.databroker_internal_service_url:
+        return False
+    services = derive.parse_services(settings.services)
+    return isinstance(services, str) or not derive.shares_address(settings, services)
 
 
 def unavailable_in_route(route: Route, from_url: FromURL | None) -> Iterator[tuple[str, str]]:

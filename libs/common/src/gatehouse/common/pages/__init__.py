@@ -8,7 +8,12 @@ which form of an answer a client wants.
 from __future__ import annotations
 
 from gatehouse.common.pages.branding import DEFAULT_BRANDING, Branding
-from gatehouse.common.pages.negotiation import AnswerForm, negotiate, wants_exact_json
+from gatehouse.common.pages.negotiation import (
+    AnswerForm,
+    negotiate,
+    prefers_json,
+    wants_exact_json,
+)
 from gatehouse.common.pages.render import (
     INTERCEPTED_HEADER,
     ClaimRow,
@@ -45,6 +50,7 @@ __all__ = [
     "error_document",
     "link_to",
     "negotiate",
+    "prefers_json",
     "render_continue",
     "render_error",
     "render_explanation",

@@ -13,6 +13,7 @@ time make this connect anew to every address; the frozen one is then left out un
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -50,9 +51,16 @@ RENEWAL_S: Final = 10.0  # but not more often than this
 RECOVERY_POLL_S: Final = 0.1  # how soon it is seen that an address answers again
 SYSTEM: Final = Resolution()  # as this machine resolves names
 
+_GENERATIONS: Final = itertools.count()
+
 
 class _Pool:
-    """One group's gRPC channels: the checked one, and one without health checks for bad times."""
+    """One group's gRPC channels: the checked one, and one without health checks for bad times.
+
+    No two pools of a process share a connection. gRPC would let equal channels share one, and two
+    that begin to ask for health as their connection comes up crash the process (a null pointer in
+    `HealthProducer`, seen with 1.85.1).
+    """
 
     def __init__(
         self,
@@ -60,10 +68,9 @@ class _Pool:
         health_service: str,
         ca_pem: bytes | None,
         client_certificate: CertificatePair | None,
-        generation: int,
     ) -> None:
         self.group = group
-        self._generation = generation
+        self._generation = next(_GENERATIONS)
         self._ca_pem = ca_pem
         self._client_certificate = client_certificate
         self.checked = Picked(self._open(health_service))
@@ -172,7 +179,6 @@ class BalancedChannel:
         self._refreshed_s = clock.monotonic_s()
         self._usable = asyncio.Event()  # there is at least one pool
         self._closed = False
-        self._generation = 0  # connections of different ones are never shared
         self._silences: list[float] = []  # when calls went unanswered lately
         self._renewed_s = clock.monotonic_s() - RENEWAL_S
         self._facade = FacadeChannel(
@@ -284,7 +290,6 @@ class BalancedChannel:
         if len(self._silences) < SILENT_CALLS or now_s - self._renewed_s < RENEWAL_S:
             return
         self._silences, self._renewed_s = [], now_s
-        self._generation += 1
         for key, old in self._pools.items():
             self._pools[key] = self._new_pool(old.group)
             self._retire(old)
@@ -337,9 +342,7 @@ class BalancedChannel:
         return group_targets(self._targets, self._addresses, self._override_name)
 
     def _new_pool(self, group: Group) -> _Pool:
-        return _Pool(
-            group, self._health_service, self._ca_pem, self._client_certificate, self._generation
-        )
+        return _Pool(group, self._health_service, self._ca_pem, self._client_certificate)
 
     async def _rebuild_on_change(self) -> None:
         while True:
@@ -391,7 +394,7 @@ class BalancedChannel:
         """Hold the channels of `pool` until their calls have ended, then drop them.
 
         Servers that age their connections bound how long a stream can hold on (spec, databroker
-        §9); a channel that is only held for its streams shares its connections with the new one.
+        §9).
         """
         for one in pool.channels():
             one.let_go_when_idle(self._retired)

@@ -35,6 +35,7 @@ from gatehouse.common.observability.metrics import CONFIG_RELOAD_SUCCESS, CONFIG
 from gatehouse.common.pages.branding import branding_of, use_branding
 from gatehouse.common.rpc.ending import let_handlers_end
 from gatehouse.common.rpc.server import GrpcServer
+from gatehouse.common.runtime import event_loop
 from gatehouse.common.runtime.certificate_expiry import warn_of_ends
 from gatehouse.common.runtime.context import ProcessContext, Service
 from gatehouse.common.runtime.debug_server import serve_debug
@@ -144,7 +145,7 @@ def run_process(options: ProcessOptions) -> int:
     for issue in warnings:
         log.warning("configuration warning", issue=str(issue))
     try:
-        asyncio.run(_serve(options, settings, load, stored))
+        event_loop.run(_serve(options, settings, load, stored), settings.services)
     except Exception as failure:  # noqa: BLE001 - whatever crashed a service ends the process
         leaves = tuple(_leaves(failure))
         for leaf in leaves:
@@ -347,6 +348,7 @@ def _signals(stop: asyncio.Event, watcher: ConfigWatcher) -> Iterator[None]:
 async def grpc_listening(server: GrpcServer, context: ProcessContext) -> AsyncIterator[None]:
     """The process's gRPC server on its Unix socket and on `grpc_address`.
 
+    Where that is `address` Envoy listens there, and passes on what is meant for this server.
     In a process with neither authorize nor databroker the address only carries health and
     reflection, so one that is taken is a warning there and an error elsewhere.
     """
@@ -354,10 +356,11 @@ async def grpc_listening(server: GrpcServer, context: ProcessContext) -> AsyncIt
     settings = context.config.current
     needed = settings.runs(ServiceName.AUTHORIZE) or settings.runs(ServiceName.DATABROKER)
     is_first = context.worker == 0
+    listens = not settings.shared_grpc_urls and (is_first or workers_share_address(settings))
     try:
         await server.start(
             unix_socket=context.own_grpc_socket,
-            address=settings.grpc_address if is_first or workers_share_address(settings) else None,
+            address=settings.grpc_address if listens else None,
             certificates=_grpc_certificates(settings),
             client_ca_pem=None if settings.grpc_insecure else settings.grpc_client_ca_pem,
             require_address=needed,

@@ -1,5 +1,6 @@
 """The ways a sign-out goes: confirmed or not, and where the browser ends.
 
+keep_origin     on the page about the session: the cookie for where somebody came from
 confirm_url     unsigned: the signed URL behind the button of the confirmation page
 read            signed: whose session ends, and the target asked for
 keep_target     before a provider that comes back to the signed-out page alone: the cookie for it
@@ -21,10 +22,16 @@ from gatehouse.authenticate.core.sign_in import read_handle
 from gatehouse.authenticate.core.state import (
     RETURN_LIFETIME_S,
     open_return,
+    origin_cookie_name,
     return_cookie_name,
     seal_return,
 )
-from gatehouse.authenticate.core.view import SIGN_OUT_PATH, SIGNED_OUT_PATH, AuthenticateView
+from gatehouse.authenticate.core.view import (
+    DASHBOARD_PATH,
+    SIGN_OUT_PATH,
+    SIGNED_OUT_PATH,
+    AuthenticateView,
+)
 from gatehouse.authenticate.errors import bad_redirect
 from gatehouse.common.clock import Rng
 from gatehouse.common.config.resolved import IdentityProviderSettings
@@ -40,6 +47,7 @@ from gatehouse.common.session.redirects import check_redirect
 from gatehouse.common.session.sign_out_binding import is_meant, sign_out_digest
 
 _WEB = ("http", "https")
+_MAX_ORIGIN = 2000  # characters: sealed, it must fit in a cookie
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +70,11 @@ def confirm_url(
 ) -> str:
     """A sign-out URL signed now, for the session of the browser that is shown it.
 
-    The request's own target is kept only if it leads to this deployment, to
-    `signout_redirect_url`, or anywhere when the operator allows that; else it is dropped, or the
-    page would be an open redirect behind one click.
+    The request's own target, or else the page that somebody came from, is kept only if it leads to
+    this deployment, to `signout_redirect_url`, or anywhere when the operator allows that; else it
+    is dropped, or the page would be an open redirect behind one click.
     """
-    target = params.get(query_params.REDIRECT_URI, "")
+    target = params.get(query_params.REDIRECT_URI, "") or _origin(view, cookie_lines, now_s)
     query: dict[str, str] = {}
     if target and _is_allowed(view, target):
         query[query_params.REDIRECT_URI] = target
@@ -79,6 +87,38 @@ def confirm_url(
     return sign_url(
         f"{url}?{urlencode(query)}" if query else url, view.shared_secrets[0], now_s=now_s
     )
+
+
+def keep_origin(
+    view: AuthenticateView, params: Mapping[str, str], *, now_s: float, rng: Rng
+) -> tuple[str, ...] | None:
+    """Set-Cookie that remembers where somebody came from, so that a sign-out leads back there.
+
+    None when the request does not say.
+    """
+    target = params.get(query_params.REDIRECT_URI, "")
+    if not target:
+        return None
+    if len(target) > _MAX_ORIGIN or not _is_allowed(view, target):
+        return ()
+    name = origin_cookie_name(view.cookie.name)
+    cookie = set_cookie(
+        name,
+        seal_return(target, name=name, key=view.cookie_secrets[0], now_s=now_s, rng=rng),
+        path=DASHBOARD_PATH,
+        max_age_s=int(RETURN_LIFETIME_S),
+        http_only=True,
+        same_site="lax",
+    )
+    return (cookie,)
+
+
+def forget_origin(view: AuthenticateView, cookie_lines: Sequence[str]) -> tuple[str, ...]:
+    """Set-Cookie that ends what `keep_origin` began, where it did."""
+    name = origin_cookie_name(view.cookie.name)
+    if not cookie_values(cookie_lines, name):
+        return ()
+    return (clear_cookie(name, path=DASHBOARD_PATH, http_only=True, same_site="lax"),)
 
 
 def needs_confirmation(sign_out: SignOut, params: Mapping[str, str]) -> bool:
@@ -139,13 +179,8 @@ def returned(
 ) -> tuple[str, str] | None:
     """Target and Set-Cookie that forgets it, when a sign-out is to go on from the last page."""
     name = return_cookie_name(view.cookie.name)
-    values = cookie_values(cookie_lines, name)
-    if len(set(values)) != 1:
-        return None
-    try:
-        target = open_return(values[0], name=name, keys=view.cookie_secrets, now_s=now_s)
-        check_redirect(target, allowed_hosts=lambda _host: True, schemes=_WEB)
-    except (InvalidTokenError, InvalidArgumentError):
+    target = _kept(view, name, cookie_lines, now_s)
+    if not target:
         return None
     return target, clear_cookie(name, path=SIGNED_OUT_PATH, http_only=True, same_site="lax")
 
@@ -173,6 +208,23 @@ def logout_lease_name(token: LogoutToken) -> str:
     """A logout token's name in the record of those that were used."""
     name = f"{token.issuer}\x00{token.token_id}"
     return f"gatehouse/logout/{hashlib.sha256(name.encode()).hexdigest()}"
+
+
+def _origin(view: AuthenticateView, cookie_lines: Sequence[str], now_s: float) -> str:
+    return _kept(view, origin_cookie_name(view.cookie.name), cookie_lines, now_s)
+
+
+def _kept(view: AuthenticateView, name: str, cookie_lines: Sequence[str], now_s: float) -> str:
+    """The target in a cookie of ours; empty when there is none that holds."""
+    values = cookie_values(cookie_lines, name)
+    if len(set(values)) != 1:
+        return ""
+    try:
+        target = open_return(values[0], name=name, keys=view.cookie_secrets, now_s=now_s)
+        check_redirect(target, allowed_hosts=lambda _host: True, schemes=_WEB)
+    except (InvalidTokenError, InvalidArgumentError):
+        return ""
+    return target
 
 
 def _is_allowed(view: AuthenticateView, target: str) -> bool:

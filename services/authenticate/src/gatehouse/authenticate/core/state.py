@@ -200,6 +200,11 @@ def return_cookie_name(base: str) -> str:
     return f"{bare_name(base)}_signed_out_redirect_uri"
 
 
+def origin_cookie_name(base: str) -> str:
+    """Keeps which page somebody came from to the page about their session."""
+    return f"{bare_name(base)}_dashboard_redirect_uri"
+
+
 def seal_return(target: str, *, name: str, key: bytes, now_s: float, rng: Rng) -> str:
     """The return cookie's value."""
     return _seal({"r": target, "t": int(now_s)}, key=key, rng=rng, ad=name.encode())

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from starlette.responses import Response
 
-from gatehouse.authenticate.core import sign_in
+from gatehouse.authenticate.core import sign_in, sign_out
 from gatehouse.authenticate.core.records import session_record, user_record
 from gatehouse.authenticate.core.state import SignInRequest
 from gatehouse.authenticate.core.view import (
@@ -162,6 +162,9 @@ class AuthenticateEndpoints:
 
     async def _dashboard(self, call: Call) -> Response:
         view = self.view
+        kept = sign_out.keep_origin(view, call.params, now_s=self._clock.now_s(), rng=self._rng)
+        if kept is not None:
+            return redirect(DASHBOARD_PATH, set_cookies=kept)
         handle = sign_in.read_handle(view, call.cookie_lines)
         live = None if handle is None else await self._live(handle)
         if live is None:

@@ -116,7 +116,11 @@ class SignOutEndpoints:
         url, cookies = await self._leave_provider(view, idp_id, ended, request)
         return redirect(
             sign_out.next_url(view, request, url),
-            set_cookies=(sign_in.clear_session_cookie(view), *cookies),
+            set_cookies=(
+                sign_in.clear_session_cookie(view),
+                *sign_out.forget_origin(view, call.cookie_lines),
+                *cookies,
+            ),
         )
 
     def _confirmation(self, view: AuthenticateView, call: Call) -> Response:

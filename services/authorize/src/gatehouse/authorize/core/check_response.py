@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from gatehouse.common.pages import (
     ErrorPage,
     Link,
     negotiate,
+    prefers_json,
     render_error,
     safe_request_id,
     security_headers,
@@ -118,12 +119,14 @@ def denied(
     status: int,
     *,
     metadata: Mapping[str, object],
+    session_page: Callable[[RequestFacts], str],
     email: str = "",
     detail: str = "",
     advice: Sequence[str] = (),
 ) -> Any:
     """Refuse, in the form that this client understands.
 
+    `session_page` gives the address of the page that says who somebody is; only pages lead there.
     `advice` is what the administrator wants people to read; it replaces our own next steps.
     """
     request_id = safe_request_id(facts.request_id)
@@ -133,7 +136,7 @@ def denied(
     if facts.path == "/robots.txt":
         return _robots(metadata)
     reason = _REASON_TEXT.get(status, "Error")
-    if prefers_json(facts):
+    if wants_json(facts):
         body = json.dumps({"error": reason, "request_id": request_id})
         return _response(status, body, [("content-type", "application/json"), _NO_STORE], metadata)
     grpc_type = _grpc_answer_type(facts)
@@ -152,7 +155,7 @@ def denied(
         request_id=request_id,
         detail=detail or text.detail,
         next_steps=tuple(advice) or text.next_steps,
-        links=(Link("Your session", "/.pomerium/"),) if status in {401, 403} else (),
+        links=(Link("Your session", session_page(facts)),),
     )
     headers = [
         ("content-type", "text/html; charset=utf-8"),
@@ -194,22 +197,18 @@ def redirect(
 
 def wants_sign_in_page(facts: RequestFacts, *, carries_token: bool) -> bool:
     """True for a client that can follow a person's sign-in; all others get 401."""
-    if carries_token or prefers_json(facts) or is_kubernetes(facts):
+    if carries_token or wants_json(facts) or is_kubernetes(facts):
         return False
     if facts.headers.get("content-type", "").startswith("application/grpc"):
         return False
-    accept = facts.headers.get("accept")
-    if accept is not None and accept.lstrip().startswith("application/grpc"):
-        return False
-    return negotiate(accept) == "html"
+    return negotiate(facts.headers.get("accept")) == "html"
 
 
-def prefers_json(facts: RequestFacts) -> bool:
+def wants_json(facts: RequestFacts) -> bool:
     """True for clients that read JSON rather than pages."""
     if facts.headers.get("x-requested-with", "").lower() == "xmlhttprequest":
         return True
-    accept = facts.headers.get("accept")
-    return accept is not None and negotiate(accept) == "json"
+    return prefers_json(facts.headers.get("accept"))
 
 
 def is_kubernetes(facts: RequestFacts) -> bool:

@@ -5,6 +5,7 @@ Nothing here waits: the edge looks the identity up between `prepare` and `answer
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ from gatehouse.authorize.core.route_plan import Plans, RoutePlan
 from gatehouse.authorize.core.sign_in import (
     DEVICE_PATHS,
     device_redirect,
+    session_page_url,
     sign_in_redirect,
 )
 from gatehouse.common.clock import Rng
@@ -128,6 +130,7 @@ class Decider:
         self._monotonic_s = monotonic_s
         self._handles = HandleReader(plans.shared_secrets)
         self._signer = AssertionSigner(plans.signing_keys[0], rng.uuid4)
+        self._denied = functools.partial(denied, session_page=self._session_page)
         self._responses: LruCache[tuple[RoutePlan, Identity, str], _Made] = LruCache(_RESPONSES)
         nobody_inside = allowed(
             (), remove=plans.internal.headers.removed, metadata=_metadata(ANONYMOUS, plans.internal)
@@ -188,7 +191,7 @@ class Decider:
         metadata = _metadata(identity, prepared.plan)
         problem = facts.problem or prepared.problem
         if problem:
-            response = denied(facts, 400, metadata=metadata, detail=problem)
+            response = self._denied(facts, 400, metadata=metadata, detail=problem)
             return Answer(response, None, None)
         plan = prepared.plan
         if plan is None:
@@ -207,7 +210,9 @@ class Decider:
             assert plan is not None
             if plan.headers.kubernetes_token and not impersonated_user(identity):
                 # Without a user to impersonate the request would act as the account itself.
-                response = denied(facts, 403, metadata=metadata, detail=_NOBODY_TO_IMPERSONATE)
+                response = self._denied(
+                    facts, 403, metadata=metadata, detail=_NOBODY_TO_IMPERSONATE
+                )
             else:
                 started_s = self._monotonic_s()
                 made = self._allowed(facts, plan, identity, tokens, now_s)
@@ -232,7 +237,7 @@ class Decider:
         elif isinstance(outcome, EnrolDevice):
             response = self._enrol(facts, outcome, metadata, now_s)
         else:
-            response = denied(
+            response = self._denied(
                 facts,
                 outcome.status,
                 metadata=metadata,
@@ -244,7 +249,7 @@ class Decider:
     def refused_token(self, facts: RequestFacts, prepared: Prepared) -> Answer:
         """The answer to a bearer token that does not hold: policy is not asked."""
         metadata = _metadata(ANONYMOUS, prepared.plan)
-        response = denied(facts, 403, metadata=metadata, detail=_TOKEN_REFUSED)
+        response = self._denied(facts, 403, metadata=metadata, detail=_TOKEN_REFUSED)
         return Answer(response, None, None)
 
     def _allowed(
@@ -301,7 +306,7 @@ class Decider:
         plans = self.plans
         page = wants_sign_in_page(facts, carries_token=is_program or carries_token(facts))
         if plan is None or not page or not plans.authenticate_url:
-            return denied(facts, 401, metadata=metadata)
+            return self._denied(facts, 401, metadata=metadata)
         target = sign_in_redirect(
             facts,
             authenticate_url=plans.authenticate_url,
@@ -314,6 +319,12 @@ class Decider:
         )
         return redirect(facts, target.url, target.set_cookie, metadata=metadata)
 
+    def _session_page(self, facts: RequestFacts) -> str:
+        plans = self.plans
+        return session_page_url(
+            facts, authenticate_url=plans.authenticate_url, key=plans.shared_secrets[0]
+        )
+
     def _enrol(
         self,
         facts: RequestFacts,
@@ -322,7 +333,7 @@ class Decider:
         now_s: float,
     ) -> Any:
         if not wants_sign_in_page(facts, carries_token=carries_token(facts)):
-            return denied(facts, 401, metadata=metadata)
+            return self._denied(facts, 401, metadata=metadata)
         key = self.plans.shared_secrets[0]
         url = device_redirect(facts, outcome.device_type, key, now_s=now_s)
         return redirect(facts, url, metadata=metadata, what="Show your device")

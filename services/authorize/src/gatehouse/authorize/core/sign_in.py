@@ -23,6 +23,7 @@ from gatehouse.common.session.query_params import (
 )
 
 SIGN_IN_PATH: Final = "/.pomerium/sign_in"
+SESSION_PATH: Final = "/.pomerium/"
 WEBAUTHN_PATH: Final = "/.pomerium/webauthn"
 DEVICE_PATHS: Final = frozenset({WEBAUTHN_PATH, "/.pomerium/device-enrolled"})
 
@@ -93,6 +94,23 @@ def device_redirect(facts: RequestFacts, device_type: str, key: bytes, *, now_s:
         "the request's host is too long to return to",
         public_message="The address of this page is too long.",
     )
+
+
+def session_page_url(facts: RequestFacts, *, authenticate_url: str, key: bytes) -> str:
+    """The page of authenticate that says who somebody is, and leads back here from a sign-out.
+
+    Without authenticate: the page on this host.
+    """
+    if not authenticate_url:
+        return SESSION_PATH
+    base = f"{authenticate_url.rstrip('/')}{SESSION_PATH}"
+    if facts.problem:  # of such a request nothing is worth going back to
+        return base
+    for target in _targets(facts):
+        query = urlencode({REDIRECT_URI: target})
+        if len(base) + len(query) <= _MAX_URL:
+            return sign_url(f"{base}?{query}", key, now_s=facts.now_s)
+    return base
 
 
 def _targets(facts: RequestFacts) -> tuple[str, ...]:

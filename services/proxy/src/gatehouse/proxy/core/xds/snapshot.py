@@ -29,6 +29,7 @@ from gatehouse.proxy.core.xds.resources.environment import SnapshotEnvironment, 
 from gatehouse.proxy.core.xds.resources.internal_clusters import (
     AUTHENTICATE,
     CONTROL_PLANE_HTTP,
+    OWN_GRPC,
     internal_clusters,
     internal_secrets,
 )
@@ -111,6 +112,8 @@ def _check(
     pages = [CONTROL_PLANE_HTTP]
     if resolved.runs(ServiceName.AUTHENTICATE):
         pages.append(AUTHENTICATE)
+    if resolved.shared_grpc_urls:
+        pages.append(OWN_GRPC)
     for name in pages:
         if name not in clusters:
             raise SnapshotError(f"our own pages lead to {name!r}, which does not exist")

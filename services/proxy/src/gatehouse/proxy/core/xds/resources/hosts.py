@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from gatehouse.common.config.resolved import FromURL, ResolvedSettings
+from gatehouse.common.config.resolved import FromURL, ResolvedSettings, ServiceName
+from gatehouse.common.extauthz_context import AUTHORIZE_CLUSTER
 
 _DEFAULT_PORTS = {"https": 443, "http": 80}
 _MATCH_ANY_PORT = "match_any_incoming_port"
@@ -64,13 +65,25 @@ def route_hosts(from_url: FromURL) -> tuple[Host, ...]:
 
 def authenticate_host(resolved: ResolvedSettings) -> Host | None:
     """Where users sign in, when that is known."""
-    if not resolved.authenticate_url:
-        return None
-    parts = urlsplit(resolved.authenticate_url)
-    port = parts.port
-    if port == _DEFAULT_PORTS.get(parts.scheme):
-        port = None
-    return Host((parts.hostname or "").lower(), port)
+    return _host_of(resolved.authenticate_url) if resolved.authenticate_url else None
+
+
+def service_hosts(resolved: ResolvedSettings) -> frozenset[Host]:
+    """Where our own services are called through Envoy; none when gRPC has a listener.
+
+    An Envoy elsewhere that asks our authorize, and checks its health, names its cluster as host.
+    """
+    if not resolved.shared_grpc_urls:
+        return frozenset()
+    clusters = {Host(AUTHORIZE_CLUSTER)} if resolved.runs(ServiceName.AUTHORIZE) else set()
+    return frozenset(_host_of(url) for url in resolved.shared_grpc_urls) | clusters
+
+
+def _host_of(url: str) -> Host:
+    parts = urlsplit(url)
+    port = None if parts.port == _DEFAULT_PORTS.get(parts.scheme) else parts.port
+    name = (parts.hostname or "").lower().removesuffix(".")
+    return Host(f"[{name}]" if ":" in name else name, port)
 
 
 def _split(target: str) -> Host:

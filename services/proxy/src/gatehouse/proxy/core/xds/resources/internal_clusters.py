@@ -23,7 +23,7 @@ from envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2, tl
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from google.protobuf.message import Message
 
-from gatehouse.common.config.model import DNSLookupFamily
+from gatehouse.common.config.model import CircuitBreakerThresholds, DNSLookupFamily
 from gatehouse.common.config.resolved import ResolvedSettings, ServiceName
 from gatehouse.common.extauthz_context import AUTHORIZE_CLUSTER
 from gatehouse.proxy.core.xds.resource import packed
@@ -45,6 +45,7 @@ from gatehouse.proxy.core.xds.resources.upstream_clusters import (
 from gatehouse.proxy.errors import SnapshotError
 
 CONTROL_PLANE_HTTP: Final = "pomerium-control-plane-http"
+OWN_GRPC: Final = "pomerium-own-grpc"
 STREAM_GUARD: Final = "pomerium-stream-guard"
 AUTHENTICATE: Final = "pomerium-authenticate"
 ENVOY_ADMIN: Final = "pomerium-envoy-admin"
@@ -56,6 +57,9 @@ AUTHORITIES: Final = "grpc-authorities"
 _TOKEN_HEADER: Final = "jwt"  # noqa: S105 - the name of the header
 
 _UNLIMITED: Final = 2**32 - 1
+# Of the calls that our gRPC server takes at once (common/rpc/server.py), half. Callers from outside
+# need no credential to ask for its health, and must not take the place of Envoy's own checks.
+_OWN_GRPC_CALLS: Final = 5_000
 _KEEPALIVE_S: Final = 15
 
 
@@ -68,6 +72,8 @@ def internal_clusters(
         _authorize(resolved, environment, files),
         _stream_guard(resolved, environment),
     ]
+    if resolved.shared_grpc_urls:
+        clusters.append(_own_grpc(resolved, environment))
     if resolved.runs(ServiceName.AUTHENTICATE):
         clusters.append(_http_pipe(AUTHENTICATE, environment.authenticate_http_socket, resolved))
     if resolved.settings.envoy_admin_address:
@@ -97,6 +103,19 @@ def _http_pipe(name: str, socket: str, resolved: ResolvedSettings) -> cluster_pb
     options = packed(protocol_options(HTTPVersion.HTTP1))
     cluster.typed_extension_protocol_options[HTTP_PROTOCOL_OPTIONS].CopyFrom(options)
     add_endpoints(cluster, [Endpoint(pipe=socket)], resolved.settings)
+    return cluster
+
+
+def _own_grpc(resolved: ResolvedSettings, environment: SnapshotEnvironment) -> cluster_pb2.Cluster:
+    """Our own gRPC server, for those who call it through Envoy. It asks each for a service JWT."""
+    cluster = _base(OWN_GRPC, resolved)
+    limits = CircuitBreakerThresholds(max_requests=_OWN_GRPC_CALLS)
+    cluster.circuit_breakers.thresholds[0].CopyFrom(
+        circuit_breaker_thresholds(limits, default=_UNLIMITED)
+    )
+    options = packed(internal_grpc())
+    cluster.typed_extension_protocol_options[HTTP_PROTOCOL_OPTIONS].CopyFrom(options)
+    add_endpoints(cluster, [Endpoint(pipe=environment.grpc_socket)], resolved.settings)
     return cluster
 
 

@@ -26,7 +26,7 @@ from gatehouse.proxy.core.xds.resources.route_timeouts import (
     free_from_global_limit,
     stays_open,
 )
-from gatehouse.proxy.core.xds.resources.scalars import boolean
+from gatehouse.proxy.core.xds.resources.scalars import boolean, seconds
 from gatehouse.proxy.core.xds.resources.upgrades import (
     WEBSOCKET,
     allows_websockets,
@@ -186,6 +186,23 @@ def control_plane_route(
         extauthz_context.ROUTE_CHECKSUM: "0",
     }
     _decide(result, context if decided else None)
+    _tell_scripts(result, resolved, Struct())
+    return result
+
+
+def grpc_route(cluster: str, resolved: ResolvedSettings) -> route_components_pb2.Route:
+    """Every gRPC call of a host to our own gRPC server, for as long as it takes.
+
+    Nobody decides here: the server asks each caller for its service JWT.
+    """
+    match = route_components_pb2.RouteMatch(
+        prefix="/", grpc=route_components_pb2.RouteMatch.GrpcRouteMatchOptions()
+    )
+    result = route_components_pb2.Route(
+        name=cluster, match=match, decorator=_decorator("internal", resolved)
+    )
+    result.route.cluster = cluster
+    _decide(result, None)
     _tell_scripts(result, resolved, Struct())
     return result
 

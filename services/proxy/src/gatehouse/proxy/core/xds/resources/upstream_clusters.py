@@ -104,16 +104,16 @@ def _cluster(
         per_connection_buffer_limit_bytes=uint32(BUFFER_LIMIT),
     )
     schemes = {upstream.scheme for upstream in route.upstreams}
+    if schemes <= _TLS_SCHEMES and not websockets:
+        http = _BY_ALPN
+    elif schemes == {"h2c"} and not websockets:
+        http = _HTTP2
+    else:
+        http = _HTTP1
     if not schemes & {"tcp", "udp"}:
-        if schemes <= _TLS_SCHEMES and not websockets:
-            http = _BY_ALPN
-        elif schemes == {"h2c"} and not websockets:
-            http = _HTTP2
-        else:
-            http = _HTTP1
         cluster.typed_extension_protocol_options[HTTP_PROTOCOL_OPTIONS].CopyFrom(http)
     endpoints = [
-        _endpoint(upstream, route, resolved, environment, files, http1_only=websockets)
+        _endpoint(upstream, route, resolved, environment, files, http1_only=http is _HTTP1)
         for upstream in route.upstreams
     ]
     # Google's serverless hosts are asked for by IPv4 alone.
@@ -128,7 +128,10 @@ def _cluster(
         follows_closely=authenticate_host(resolved) in route_hosts(route.from_url),
     )
     _add_load_balancing(cluster, route)
-    cluster.health_checks.extend(_health_check(check) for check in options.health_checks)
+    secure = bool(schemes & _TLS_SCHEMES)
+    cluster.health_checks.extend(
+        _health_check(check, secure=secure) for check in options.health_checks
+    )
     if options.outlier_detection is not None:
         cluster.outlier_detection.CopyFrom(_outlier_detection(route))
     thresholds = circuit_breaker_thresholds(
@@ -264,8 +267,12 @@ _HEALTH_CHECK_PLAIN: Final = (
 )
 
 
-def _health_check(check: HealthCheck) -> health_check_pb2.HealthCheck:
+def _health_check(check: HealthCheck, *, secure: bool) -> health_check_pb2.HealthCheck:
     result = health_check_pb2.HealthCheck()
+    protocol = _checked_by(check)
+    if secure and protocol:
+        # Else the server may settle on another version than the check, which knows only one.
+        result.tls_options.alpn_protocols.append(protocol)
     values = {name: getattr(check, name) for name in _HEALTH_CHECK_PLAIN}
     _copy_fields(result, {name: value for name, value in values.items() if value is not None})
     if check.transport_socket_match_criteria is not None:
@@ -283,6 +290,15 @@ def _health_check(check: HealthCheck) -> health_check_pb2.HealthCheck:
         result.grpc_health_check.service_name = check.grpc_health_check.service_name
         result.grpc_health_check.authority = check.grpc_health_check.authority
     return result
+
+
+def _checked_by(check: HealthCheck) -> str:
+    """The ALPN name of what a check speaks; "" for none."""
+    if check.grpc_health_check is not None:
+        return "h2"
+    if check.http_health_check is None:
+        return ""
+    return "h2" if check.http_health_check.codec_client_type.upper() == "HTTP2" else "http/1.1"
 
 
 def _http_health_check(check: HTTPHealthCheck) -> health_check_pb2.HealthCheck.HttpHealthCheck:

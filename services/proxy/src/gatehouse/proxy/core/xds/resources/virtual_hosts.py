@@ -1,7 +1,8 @@
 """Which routes answer under which host.
 
 One virtual host for each host that routes name, and a last one, `*`, for wildcard hosts and for
-everything else. Each begins with our own paths, so that no configured route can take them over.
+everything else. Each begins with our own paths, so that no configured route can take them over; the
+hosts by which our services are called, with calls to these.
 """
 
 from __future__ import annotations
@@ -23,10 +24,23 @@ from gatehouse.proxy.core.xds.resource import (
     resource_from,
     serialize,
 )
-from gatehouse.proxy.core.xds.resources.hosts import Host, authenticate_host, route_hosts
-from gatehouse.proxy.core.xds.resources.internal_clusters import AUTHENTICATE, CONTROL_PLANE_HTTP
+from gatehouse.proxy.core.xds.resources.hosts import (
+    Host,
+    authenticate_host,
+    route_hosts,
+    service_hosts,
+)
+from gatehouse.proxy.core.xds.resources.internal_clusters import (
+    AUTHENTICATE,
+    CONTROL_PLANE_HTTP,
+    OWN_GRPC,
+)
 from gatehouse.proxy.core.xds.resources.response_headers import header_options, route_headers
-from gatehouse.proxy.core.xds.resources.routes import control_plane_route, policy_routes
+from gatehouse.proxy.core.xds.resources.routes import (
+    control_plane_route,
+    grpc_route,
+    policy_routes,
+)
 from gatehouse.proxy.core.xds.resources.scalars import boolean
 from gatehouse.proxy.errors import SnapshotError
 
@@ -49,6 +63,7 @@ def route_configuration(
     make = _Maker(resolved, clusters, parts, before)
     sign_in = authenticate_host(resolved)
     serves_sign_in = resolved.runs(ServiceName.AUTHENTICATE)
+    called = service_hosts(resolved)
     whole = [serialize(route_pb2.RouteConfiguration(name=ROUTE_CONFIGURATION_NAME))]
     taken: set[str] = set()
     for host, own in sorted(_routes_by_host(resolved).items(), key=lambda item: item[0].key):
@@ -60,7 +75,8 @@ def route_configuration(
             if domain in taken:
                 raise SnapshotError(f"two virtual hosts answer to {domain!r}")
             taken.add(domain)
-        whole.append(make.virtual_host(host.key, domains, pages, [(route, None) for route in own]))
+        routes = [(route, None) for route in own]
+        whole.append(make.virtual_host(host.key, domains, pages, routes, calls=host in called))
     wildcards = [
         (route, host)
         for route in resolved.routes
@@ -102,6 +118,7 @@ class _Maker:
                 response_headers_to_add=header_options(route_headers(settings, {}))
             )
         )
+        self._calls = _fields([grpc_route(OWN_GRPC, settings)])
         self._pages = {
             (pages, sets_headers): _fields(_page_routes(pages, settings, sets_headers=sets_headers))
             for pages in _Pages
@@ -114,8 +131,10 @@ class _Maker:
         domains: Sequence[str],
         pages: _Pages,
         routes: Sequence[tuple[ResolvedRoute, Host | None]],
+        *,
+        calls: bool = False,
     ) -> bytes:
-        """A virtual host as a field of the route configuration.
+        """A virtual host as a field of the route configuration. `calls`: our services' as well.
 
         Where no route has response headers of its own the virtual host sets them for all: Envoy
         spends a good part of a reload on those of each route.
@@ -123,6 +142,7 @@ class _Maker:
         sets_headers = any(route.settings.set_response_headers for route, _ in routes)
         fields = [
             serialize(route_components_pb2.VirtualHost(name=name, domains=domains)),
+            *([self._calls] if calls else []),
             self._pages[pages, sets_headers],
         ]
         for route, wildcard in routes:
@@ -172,6 +192,8 @@ def _routes_by_host(resolved: ResolvedSettings) -> Mapping[Host, list[ResolvedRo
     sign_in = authenticate_host(resolved)
     if sign_in is not None and resolved.runs(ServiceName.AUTHENTICATE):
         found.setdefault(sign_in, [])
+    for host in service_hosts(resolved):
+        found.setdefault(host, [])
     return found
 
 
