@@ -38,7 +38,7 @@ from tests.support.demo import Demo, running_demo
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 PICTURES = Path(__file__).resolve().parents[2] / "docs" / "screenshots"
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 WIDE = (1100, 800)
 NARROW = (360, 720)
 PAGE_OF_BEFORE = (

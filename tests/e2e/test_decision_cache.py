@@ -34,7 +34,7 @@ pytestmark = [
 ]
 
 Fresh = Callable[..., tuple[Stack, Any]]
-LIMIT_S = 15.0
+LIMIT_S = 60.0
 
 
 def with_databroker(stack: Stack, act: Callable[[DatabrokerClient], Any]) -> Any:

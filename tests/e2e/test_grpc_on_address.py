@@ -44,7 +44,7 @@ class World:
     def process(self) -> Gatehouse:
         return self.stack.processes["proxy"]
 
-    def channel(self, host: str) -> grpc.Channel:
+    def channel(self, host: str) -> Any:
         """To Envoy over TLS, as a client of `host` connects."""
         roots = self.stack.certificates.authority.read_bytes()
         options = (
@@ -129,7 +129,7 @@ def test_the_process_opens_no_socket_for_grpc(world: World) -> None:
 
 def test_nobody_is_answered_without_the_service_jwt(world: World) -> None:
     with world.channel(DATABROKER) as channel:
-        broker = databroker_pb2_grpc.DataBrokerServiceStub(channel)
+        broker: Any = databroker_pb2_grpc.DataBrokerServiceStub(channel)
         for metadata in ((), (("jwt", "forged.forged.forged"),)):
             with pytest.raises(grpc.RpcError) as refused:
                 broker.ServerInfo(Empty(), timeout=LIMIT_S, metadata=metadata)
@@ -146,7 +146,7 @@ def test_nobody_is_answered_without_the_service_jwt(world: World) -> None:
 
 def test_with_it_databroker_and_authorize_answer(world: World) -> None:
     with world.channel(DATABROKER) as channel:
-        broker = databroker_pb2_grpc.DataBrokerServiceStub(channel)
+        broker: Any = databroker_pb2_grpc.DataBrokerServiceStub(channel)
         info = broker.ServerInfo(
             Empty(), timeout=LIMIT_S, metadata=world.jwt("proxy", "databroker")
         )
@@ -169,7 +169,7 @@ def test_with_it_databroker_and_authorize_answer(world: World) -> None:
 
 def test_no_limit_of_requests_ends_a_stream(world: World) -> None:
     with world.channel(DATABROKER) as channel, world.stack.client() as client:
-        broker = databroker_pb2_grpc.DataBrokerServiceStub(channel)
+        broker: Any = databroker_pb2_grpc.DataBrokerServiceStub(channel)
         metadata = world.jwt("databroker", "databroker")
         info = broker.ServerInfo(Empty(), timeout=LIMIT_S, metadata=metadata)
         request = databroker_pb2.SyncRequest(
@@ -212,7 +212,7 @@ def test_a_route_s_request_never_becomes_a_call(world: World) -> None:
             assert refused.headers.get("grpc-status", "16") == "16"
     assert len(world.upstream.requests) == before + 2
     with world.channel("app.localhost") as channel:
-        broker = databroker_pb2_grpc.DataBrokerServiceStub(channel)
+        broker: Any = databroker_pb2_grpc.DataBrokerServiceStub(channel)
         with pytest.raises(grpc.RpcError):
             broker.ServerInfo(Empty(), timeout=LIMIT_S, metadata=world.jwt("proxy", "databroker"))
     assert len(world.upstream.requests) == before + 2

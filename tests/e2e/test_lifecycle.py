@@ -60,7 +60,7 @@ class Hammer(threading.Thread):
         self.join(20)
 
 
-def wait_for(check: Callable[[], bool], timeout_s: float = 10.0) -> None:
+def wait_for(check: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not check():
         assert time.monotonic() < deadline
@@ -203,7 +203,7 @@ def test_a_killed_gatehouse_leaves_no_envoy(fresh_stack: Fresh) -> None:
         stat = Path(f"/proc/{envoy}/stat").read_text()
         return stat.rsplit(")", 1)[1].split()[0] == "Z"
 
-    wait_for(gone, 10)
+    wait_for(gone)
 
 
 def test_bad_configuration_at_start_names_everything_at_once(fresh_stack: Fresh) -> None:

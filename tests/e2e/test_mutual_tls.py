@@ -83,7 +83,7 @@ def answer(port: int, root: Issued, client: Issued | None) -> grpc.StatusCode:
     options = [("grpc.ssl_target_name_override", NAME)]
     with grpc.secure_channel(f"127.0.0.1:{port}", credentials, options=options) as channel:
         try:
-            health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+            health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=60)
         except grpc.RpcError as error:
             return error.code()
     return grpc.StatusCode.OK

@@ -74,7 +74,7 @@ def port_on_all(ips: list[str], candidates: list[int]) -> int:
     raise AssertionError("no port is free on all addresses")
 
 
-def wait_for(what: str, check: Callable[[], bool], timeout_s: float = 35.0) -> None:
+def wait_for(what: str, check: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not check():
         assert time.monotonic() < deadline, what

@@ -18,7 +18,7 @@ from tests.support.stack import Stack
 pytestmark = [pytest.mark.e2e, pytest.mark.postgres]
 
 Fresh = Callable[..., tuple[Stack, Any]]
-LIMIT_S = 15.0
+LIMIT_S = 60.0
 
 
 def run(program: str, *arguments: str) -> None:

@@ -193,7 +193,7 @@ def test_r58_a_handshake_that_never_ends_is_cut_off(all_in_one: World) -> None:
     tls = context.wrap_bio(incoming, outgoing, server_hostname="public.localhost")
     with contextlib.suppress(ssl.SSLWantReadError):
         tls.do_handshake()
-    with socket.create_connection(("127.0.0.1", all_in_one.stack.port), timeout=13) as plain:
+    with socket.create_connection(("127.0.0.1", all_in_one.stack.port), timeout=30) as plain:
         plain.sendall(outgoing.read())
         with contextlib.suppress(ConnectionResetError):
             while plain.recv(65536):

@@ -53,7 +53,7 @@ class BearerWorld:
 
     async def ask(self, request: Any) -> Any:
         stub = external_auth_pb2_grpc.AuthorizationStub(self.channel)
-        return await stub.Check(request, timeout=15)
+        return await stub.Check(request, timeout=60)
 
     async def crowd(self, token: str, count: int) -> list[Any]:
         """`count` questions at once, over as many connections as Envoy would open for them."""
@@ -114,7 +114,7 @@ async def bearer_world(settings: ResolvedSettings) -> AsyncIterator[BearerWorld]
             ready = [asyncio.Event(), asyncio.Event()]
             tasks.create_task(authenticate.run(stop, ready[0].set))
             tasks.create_task(authorize.run(stop, ready[1].set))
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(60):
                 for event in ready:
                     await event.wait()
             try:

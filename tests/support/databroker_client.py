@@ -108,7 +108,7 @@ async def channel_to(
 
 @asynccontextmanager
 async def client_of(
-    *targets: Path | str, timeout_s: float = 5.0
+    *targets: Path | str, timeout_s: float = 30.0
 ) -> AsyncIterator[DatabrokerClient]:
     """A client over Unix sockets, or of URLs."""
     async with channel_to(*targets) as channel:
@@ -141,7 +141,7 @@ def replica_of_type() -> Replica:
     return Replica({TYPE: text_of})
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+async def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
     """Wait until the condition holds; fails the test when it does not in time."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - any condition, not only our own events

@@ -65,7 +65,7 @@ from gatehouse.proxy.edge.stream_guard import StreamGuard
 from tests.support.ports import free_ports
 
 SHARED_SECRET = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 60.0
 
 BASE: Mapping[str, Any] = {
     "shared_secret": SHARED_SECRET,

@@ -23,7 +23,7 @@ from aioquic.quic.events import ConnectionTerminated, QuicEvent, StreamReset
 from tests.support.tls import Leaf
 from tests.support.traffic import Reply
 
-TIMEOUT_S = 15.0
+TIMEOUT_S = 30.0
 
 
 class Http3Error(Exception):

@@ -57,4 +57,4 @@ def localhost_client(
         http1=True,
         network_backend=LocalhostBackend(hosts or {}),
     )
-    return httpx.Client(transport=transport, timeout=15.0, trust_env=False, **options)
+    return httpx.Client(transport=transport, timeout=30.0, trust_env=False, **options)

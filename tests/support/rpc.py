@@ -205,7 +205,7 @@ async def following(channel: BalancedChannel) -> AsyncIterator[BalancedChannel]:
             await channel.close()
 
 
-async def until(check: Callable[[], Any], timeout_s: float = 15.0) -> None:
+async def until(check: Callable[[], Any], timeout_s: float = 60.0) -> None:
     """Wait for something that happens on its own elsewhere."""
     async with asyncio.timeout(timeout_s):
         while True:

@@ -106,7 +106,7 @@ class Gatehouse:
             message = f"{self.name} did not stop in {timeout_s} s:\n{self.log()[-6000:]}"
             raise AssertionError(message) from None
 
-    def wait_log(self, text: str, timeout_s: float = 10.0) -> None:
+    def wait_log(self, text: str, timeout_s: float = 60.0) -> None:
         deadline = time.monotonic() + timeout_s
         while text not in self.log():
             assert time.monotonic() < deadline, f"{text!r} not in the log:\n{self.log()[-4000:]}"

@@ -32,7 +32,7 @@ from tests.support.traffic_upstreams import Server
 
 DOMAIN = "traffic.test"
 MARKER = f"marker.{DOMAIN}"
-TIMEOUT_S = 15.0
+TIMEOUT_S = 30.0
 GOAWAY = 7  # RFC 9113, section 6.8
 
 
@@ -73,7 +73,7 @@ def https(host: str = "", **keys: Any) -> dict[str, Any]:
     }
 
 
-def eventually(check: Callable[[], object], timeout_s: float = 10.0, every_s: float = 0.02) -> None:
+def eventually(check: Callable[[], object], timeout_s: float = 30.0, every_s: float = 0.02) -> None:
     """Until `check` is true: for what Envoy does without telling."""
     deadline = time.monotonic() + timeout_s
     while not check():
@@ -99,8 +99,10 @@ class Connection:
         proxy_line: bytes = b"",
         session: ssl.SSLSession | None = None,
         timeout_s: float = TIMEOUT_S,
+        source: str = "127.0.0.1",
     ) -> None:
-        sock = socket.create_connection(("127.0.0.1", port), timeout_s)
+        """`source` is the loopback address that it comes from."""
+        sock = socket.create_connection(("127.0.0.1", port), timeout_s, (source, 0))
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if proxy_line:

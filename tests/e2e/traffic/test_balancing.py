@@ -239,6 +239,20 @@ def test_a_client_without_a_session_sticks_by_its_address(world: World, host: st
     assert sorted(world.steady.counts) == [0, 0, 12]
 
 
+@pytest.mark.parametrize("host", ["ring", "maglev"])
+def test_clients_without_a_session_are_spread_by_their_addresses(world: World, host: str) -> None:
+    used: dict[str, set[str | None]] = {}
+    for number in range(2, 26):
+        source = f"127.0.0.{number}"
+        for _ in range(2):
+            with world.product.connection(source=source) as connection:
+                reply = connection.request(host=f"{host}.{DOMAIN}")
+            used.setdefault(source, set()).add(reply.value("x-upstream"))
+            assert reply.arrived("x-pomerium-routing-key") == []
+    assert {len(found) for found in used.values()} == {1}
+    assert set.union(*used.values()) == set(world.steady.urls)
+
+
 def test_hashing_keeps_weights(world: World) -> None:
     assert world.share("maglev-weights", 5, world.steady) == [0, 5, 0]
 
@@ -319,7 +333,7 @@ def test_grpc_upstreams_are_checked_over_grpc(world: World, fragile: Farm) -> No
     def names(count: int) -> set[str]:
         with grpc_client(world.product.port, world.product.authority.path, "grpc") as channel:
             call = channel.unary_unary(method("Name"))
-            return {call(b"", timeout=5).decode() for _ in range(count)}
+            return {call(b"", timeout=60).decode() for _ in range(count)}
 
     def settle(expected: set[str]) -> None:
         eventually(lambda: [names(4) for _ in range(3)] == [expected] * 3)

@@ -85,7 +85,7 @@ def world(
         ),
         https(
             "kube-several",
-            to=[f"{up}/base", f"{other.url}/base", dead],
+            to=[f"{up}/base/", f"{other.url}/base/", dead],
             name="kube-several",
             kubernetes_service_account_token="inline-token",
             health_checks=[CHECK],

@@ -120,7 +120,7 @@ async def test_new_certificates_are_used_without_a_restart():
     async with running_provider() as issuer, running(issuer) as context:
         new = dataclasses.replace(context.config.current, certificates=(other.issue(NAME),))
         await context.config.apply(new)
-        async with browser_for(context, other) as browser, asyncio.timeout(10):
+        async with browser_for(context, other) as browser, asyncio.timeout(60):
             while True:
                 try:
                     answer = await browser.get(f"https://{NAME}/ping")

@@ -61,13 +61,13 @@ class Node:
             async with asyncio.TaskGroup() as group:
                 task = group.create_task(service.run(self.stop, self.ready.set))
                 if wait:
-                    async with asyncio.timeout(10):
+                    async with asyncio.timeout(60):
                         await self.ready.wait()
                 try:
                     yield service
                 finally:
                     self.stop.set()
-                    async with asyncio.timeout(10):
+                    async with asyncio.timeout(60):
                         await task
         finally:
             await server.stop(1.0)
@@ -112,7 +112,7 @@ class Checker:
         self._stub = external_auth_pb2_grpc.AuthorizationStub(channel)
 
     async def check(self, request: Any) -> Any:
-        return await self._stub.Check(request, timeout=8)
+        return await self._stub.Check(request, timeout=60)
 
     async def code(self, request: Any) -> grpc.StatusCode:
         """The status of a Check that must fail."""

@@ -87,7 +87,7 @@ async def test_a_failed_write_is_tried_again_with_the_next() -> None:
     recorder.note(ANONYMOUS, 5.0)
     recorder.note(world.identity("s1"), 7.0)
     stop = asyncio.Event()
-    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         group.create_task(recorder.run(stop))
         await done.wait()
         stop.set()

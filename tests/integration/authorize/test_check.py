@@ -74,7 +74,7 @@ async def eventually(authorize: Checker, condition: Callable[[], Awaitable[bool]
     changed = asyncio.Event()
     unsubscribe = authorize.service._replica.subscribe(lambda _change: changed.set())
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not await condition():
                 await changed.wait()
                 changed.clear()
@@ -227,7 +227,7 @@ async def test_check_needs_the_service_token(tmp_path: Path) -> None:
                     request_serializer=lambda message: message.SerializeToString(),
                 )
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
-                    await method(check_request(), timeout=5)
+                    await method(check_request(), timeout=60)
                 assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
@@ -415,7 +415,7 @@ async def test_another_service_may_not_ask(tmp_path: Path) -> None:
                 request_serializer=lambda message: message.SerializeToString(),
             )
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await method(check_request(), timeout=5)
+                await method(check_request(), timeout=60)
             await channel.close()
             assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
@@ -437,7 +437,7 @@ async def external_synced(authorize: Checker) -> None:
     changed = asyncio.Event()
     unsubscribe = replica.subscribe(lambda _change: changed.set())
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not replica.ready:
                 await changed.wait()
                 changed.clear()
@@ -461,7 +461,7 @@ async def test_records_of_external_sources_decide_and_their_changes_too(tmp_path
             assert external is not None
             external.subscribe(lambda _change: changed.set())
             await writer.put([person(3)])
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await changed.wait()
             assert await status() == 200
             assert status_of(await authorize.check(check_request())) == 302

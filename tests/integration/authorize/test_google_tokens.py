@@ -110,7 +110,7 @@ async def test_a_silent_endpoint_costs_one_wait(
         timeout_s=0.1,
     )
     cloud.gate.clear()
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         waiting = [group.create_task(tokens.token(account, A)) for _ in range(20)]
     assert {task.result() for task in waiting} == {""}
     assert len(cloud.asked) == 1

@@ -37,7 +37,7 @@ async def until(authorize: Checker, wanted: int, **request) -> None:
     changed = asyncio.Event()
     unsubscribe = authorize.service._replica.subscribe(lambda _change: changed.set())
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await status(authorize, **request) != wanted:
                 await changed.wait()
                 changed.clear()

@@ -60,7 +60,7 @@ class Desk:
         changed = asyncio.Event()
         unsubscribe = self.authorize.service._replica.subscribe(lambda _change: changed.set())
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while await self.status(session_id) == 200:
                     await changed.wait()
                     changed.clear()

@@ -83,7 +83,7 @@ class Workers:
         """Return once another process is ready in the place of this one."""
         pool = self.service._workers
         assert pool is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while pid in self.pids:
                 await asyncio.to_thread(time.sleep, 0.02)
             for one in pool._workers:
@@ -95,7 +95,7 @@ class Workers:
         async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
             stub = external_auth_pb2_grpc.AuthorizationStub(channel)
             metadata = self._credentials.metadata("authorize")
-            return await stub.Check(request, timeout=8, metadata=metadata)
+            return await stub.Check(request, timeout=60, metadata=metadata)
 
     async def statuses(self, number: int, request: Any) -> int:
         return status_of(await self.check(number, request))
@@ -105,7 +105,7 @@ class Workers:
         async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             question = health_pb2.HealthCheckRequest(service="pomerium-authorize")
-            answer = await stub.Check(question, timeout=8)
+            answer = await stub.Check(question, timeout=60)
             return int(answer.status)
 
     async def eventually(self, condition: Callable[[int], Awaitable[bool]]) -> None:
@@ -136,13 +136,13 @@ async def running_workers(
             while not workers.pids:
                 await asyncio.to_thread(time.sleep, 0)
             os.kill(workers.pids[0], signal.SIGKILL)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             await ready.wait()
         try:
             yield workers
         finally:
             workers.stop.set()
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(60):
                 await asyncio.wait([task])
 
 

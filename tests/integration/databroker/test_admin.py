@@ -46,7 +46,7 @@ async def broker(case: StorageCase) -> AsyncIterator[Served]:
 async def test_status_says_where_the_store_stands(case: StorageCase, broker: Served) -> None:
     await case.put(*(incoming(USER, f"u{n}", User(id=f"u{n}")) for n in range(3)))
     await case.storage.set_options(USER, TypeRules(capacity=10))
-    answer = await broker.admin.Status(StatusRequest(), timeout=10)
+    answer = await broker.admin.Status(StatusRequest(), timeout=60)
     position = await case.storage.position()
     assert answer.storage == case.storage.name
     assert answer.server_version == position.server_version
@@ -67,7 +67,7 @@ async def test_another_server_version_makes_clients_copy_anew(
         timeout=30,
     )
     await stream.initial_metadata()
-    answer = await broker.admin.ChangeServerVersion(ChangeServerVersionRequest(), timeout=10)
+    answer = await broker.admin.ChangeServerVersion(ChangeServerVersionRequest(), timeout=60)
     assert answer.old_server_version == before.server_version
     assert answer.new_server_version not in {0, before.server_version}
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -97,7 +97,7 @@ def methods() -> Iterator[tuple[str, bool]]:
 
 async def code_of(channel: grpc.aio.Channel, path: str, streaming: bool, metadata: Any) -> Any:
     make: Any = channel.unary_stream if streaming else channel.unary_unary
-    call = make(path)(b"", metadata=metadata, timeout=10)
+    call = make(path)(b"", metadata=metadata, timeout=60)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await (call.read() if streaming else call)
     return caught.value.code()
@@ -110,7 +110,7 @@ async def test_r47_the_services_tried_here_are_all_that_are_served(broker: Serve
         answers = stub.ServerReflectionInfo(
             iter([reflection_pb2.ServerReflectionRequest(list_services="*")]),
             metadata=credentials.metadata("databroker"),
-            timeout=10,
+            timeout=60,
         )
         names = [
             one.name async for found in answers for one in found.list_services_response.service
@@ -148,7 +148,7 @@ async def test_r39_our_own_services_are_for_callers_with_a_name(broker: Served) 
                 code = await code_of(channel, path, streaming, metadata)
                 assert code is grpc.StatusCode.PERMISSION_DENIED, path
         stub = broker.stub.__class__(channel)
-        assert await stub.ServerInfo(Empty(), metadata=metadata, timeout=10)
+        assert await stub.ServerInfo(Empty(), metadata=metadata, timeout=60)
 
 
 async def test_r39_a_token_for_authorize_opens_nothing_here(broker: Served) -> None:

@@ -67,7 +67,7 @@ class Round:
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             found = condition()
             if found if isinstance(found, bool) else await found:

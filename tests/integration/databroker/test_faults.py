@@ -37,7 +37,7 @@ from tests.support.storage import StorageCase, incoming, secrets, served
 from tests.support.tcp_fault_proxy import Fault, TcpFaultProxy
 
 TYPE = TypeUrl("t")
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def postgres(dsn: str, **options: float) -> PostgresStorage:

@@ -31,7 +31,7 @@ from tests.support.postgres import disconnect, fresh_database, server_dsn
 from tests.support.storage import incoming, secrets, served
 
 pytestmark = pytest.mark.postgres
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ async def test_streams_converge_when_listening_was_cut(dsn: str) -> None:
             assert disconnect(dsn, condition=f"query = 'LISTEN {CHANNEL}'") == 2
             # Written while nobody listens, and nothing after it.
             await put(writer, "a")
-            async with asyncio.timeout(15.0):
+            async with asyncio.timeout(60.0):
                 assert (await call.read()).record.version == 1
             await _listening(dsn, 2)
             call.cancel()

@@ -40,7 +40,7 @@ from tests.support.identity import REDIRECT_URI, approve, id_token_of, provider_
 from tests.support.storage import BACKENDS, StorageCase, packed, storage_case
 from tests.support.web_settings import provider, settings
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 CLOCK, RNG = SystemClock(), SystemRng()
 QUICK = Rules(
     lead_s=1.0,

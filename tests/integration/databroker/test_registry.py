@@ -25,7 +25,7 @@ from tests.integration.databroker.test_faults import client_of
 from tests.support.databroker_client import until
 from tests.support.storage import Served, StorageCase, served
 
-PATIENCE_S = 25.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture

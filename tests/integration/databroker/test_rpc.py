@@ -20,7 +20,7 @@ from gatehouse.pb.user_pb2 import User
 from tests.support.storage import SECRET, Served, StorageCase, served
 
 SESSION = "type.googleapis.com/session.Session"
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 
 @pytest.fixture

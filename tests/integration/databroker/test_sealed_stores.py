@@ -34,7 +34,7 @@ SESSION = "type.googleapis.com/session.Session"
 OLD, NEW, OTHER = (bytes([number]) * 32 for number in (1, 2, 3))
 SECRETS = (b"at-secret", b"rt-secret", b"id-secret")
 TABLES = ("records", "record_changes")
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 @dataclass

@@ -29,7 +29,7 @@ from gatehouse.pb.user_pb2 import User
 from tests.support.postgres import disconnect, fresh_database
 from tests.support.web_settings import SHARED, settings
 
-PATIENCE_S = 15.0
+PATIENCE_S = 60.0
 
 
 def stored(kind: str, connection: str) -> ResolvedSettings:

@@ -21,7 +21,7 @@ from tests.support.clock import FakeClock
 from tests.support.storage import StorageCase, incoming, served, storage_case
 
 SESSION = "type.googleapis.com/session.Session"
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 async def put(case: StorageCase, *ids: str) -> None:

@@ -69,7 +69,7 @@ async def test_calls_move_with_the_url_and_an_open_stream_is_told(tmp_path):
             await opened.wait()
             await context.config.apply(made(f"http://127.0.0.1:{new.port}"))
             assert (await client.server_info()).server_version == 2
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await stream
             assert len(ended) == 1
             await context.config.apply(made(f"http://127.0.0.1:{new.port}"))

@@ -234,7 +234,7 @@ async def test_a_new_service_token_costs_no_request(upstream: EchoUpstream):
                     settings, environment(str(running.run_dir), authorize_jwt=token)
                 )
                 running.ads.publish(snapshot)
-                await running.ads.wait_for(functools.partial(_in_force, snapshot.version), 10)
+                await running.ads.wait_for(functools.partial(_in_force, snapshot.version), 60)
                 await eventually(functools.partial(_longer, statuses, len(statuses) + 5))
                 assert running.authorize.metadata[-1]["jwt"] == token
         assert set(statuses) == {200}
@@ -248,7 +248,7 @@ async def test_the_newest_of_many_configurations_wins(upstream: EchoUpstream):
         ]
         for snapshot in snapshots:
             running.ads.publish(snapshot)
-        await running.ads.wait_for(lambda ads: ads.in_force == snapshots[-1].version, 10)
+        await running.ads.wait_for(lambda ads: ads.in_force == snapshots[-1].version, 60)
         assert json.loads((await http1(running.port, "/")).body)["path"] == "/19"
         stats = await running.admin.stats(r"^http\.ingress\.rds\.main\.update_success$")
         assert stats["http.ingress.rds.main.update_success"] < 10

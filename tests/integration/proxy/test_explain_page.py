@@ -74,7 +74,7 @@ async def world() -> AsyncIterator[World]:
             ]
         )
         browser = running.browser()
-        async with asyncio.timeout(15):  # until authorize's copy has them all
+        async with asyncio.timeout(60):  # until authorize's copy has them all
             while not await knows_everybody(browser):
                 pass
         yield running
@@ -198,7 +198,7 @@ async def test_r47_nobody_else_may_ask(world: World) -> None:
     twice = await browser.get(f"{question}&who=s2", headers=as_session("s-boss"))
     assert twice.status_code == 400
     await world.operator.put([directory_user_record("boss", group_ids=[])])
-    async with asyncio.timeout(15):  # until authorize's copy has heard of it
+    async with asyncio.timeout(60):  # until authorize's copy has heard of it
         while (await browser.get(question, headers=as_session("s-boss"))).status_code != 403:
             pass
 

@@ -82,7 +82,7 @@ async def passes(socket: ClientConnection) -> None:
 
 
 async def is_cut(socket: ClientConnection) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         with contextlib.suppress(ConnectionClosed):
             while True:
                 await socket.recv()

@@ -364,7 +364,7 @@ async def over_pieces(
     tls = context.wrap_bio(incoming, outgoing, server_hostname=name)
     hello_sent, request_sent, answer = False, False, b""
     names: list[str] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             try:
                 if not request_sent:

@@ -71,7 +71,7 @@ async def answered_by(channel: BalancedChannel, calls: int = 12) -> collections.
     seen: collections.Counter[int] = collections.Counter()
     stub = broker_stub(await channel.ready_channel(5))
     for _ in range(calls):
-        response = await stub.ServerInfo(Empty(), timeout=5)
+        response = await stub.ServerInfo(Empty(), timeout=30)
         seen[response.server_version] += 1
     return seen
 
@@ -146,7 +146,7 @@ async def test_when_none_is_serving_all_are_tried() -> None:
         channel = make_channel(*(f"http://{ip}:{running[0].port}" for ip in IPS[:2]))
         stub = broker_stub(channel.channel())
         with pytest.raises(grpc.aio.AioRpcError):  # the first call learns that none is serving
-            await stub.Put(databroker_pb2.PutRequest(), timeout=5)
+            await stub.Put(databroker_pb2.PutRequest(), timeout=30)
         await until_answered_by(channel, {1, 2})
         running[0].serving()
         await until_answered_by(channel, {1})
@@ -172,11 +172,11 @@ async def test_credentials_go_with_every_kind_of_call() -> None:
     async with replica(4) as one:
         channel = make_channel(f"http://127.0.0.1:{one.port}", subject="proxy")
         stub = broker_stub(channel.channel())
-        assert (await stub.ServerInfo(Empty(), timeout=5)).server_version == 4
-        stream = stub.Sync(databroker_pb2.SyncRequest(type="once"), timeout=5)
+        assert (await stub.ServerInfo(Empty(), timeout=30)).server_version == 4
+        stream = stub.Sync(databroker_pb2.SyncRequest(type="once"), timeout=30)
         assert [message.record.version async for message in stream] == [4]
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.Clear(Empty(), timeout=5)
+            await stub.Clear(Empty(), timeout=30)
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
         await channel.close()
 
@@ -191,7 +191,7 @@ async def test_an_idempotent_call_is_retried_on_another_address() -> None:
         stub = broker_stub(channel.channel())
         outcomes = []
         for _ in range(4):
-            call = stub.Put(databroker_pb2.PutRequest(), timeout=5)
+            call = stub.Put(databroker_pb2.PutRequest(), timeout=30)
             outcomes.append(await call.code())
         assert grpc.StatusCode.UNAVAILABLE in outcomes, "Put must not be repeated"
         await channel.close()
@@ -249,7 +249,7 @@ async def test_tls_verifies_the_name_of_each_url(tmp_path: Path) -> None:
             async with following(refused):
                 stub = broker_stub(await refused.ready_channel(5))
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
-                    await stub.ServerInfo(Empty(), timeout=5)
+                    await stub.ServerInfo(Empty(), timeout=30)
                 assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
@@ -264,7 +264,7 @@ async def test_tls_with_an_override_name_and_with_an_ip() -> None:
             await channel.close()
         channel = make_channel(url, ca_pem=authority.ca_pem, override_name="other.internal")
         with pytest.raises(grpc.aio.AioRpcError):
-            await broker_stub(channel.channel()).ServerInfo(Empty(), timeout=5)
+            await broker_stub(channel.channel()).ServerInfo(Empty(), timeout=30)
         await channel.close()
 
 
@@ -399,7 +399,7 @@ async def test_swapping_under_load_fails_nothing() -> None:
         async def calls() -> None:
             stub = broker_stub(await channel.ready_channel(5))
             while not done.is_set():
-                seen[(await stub.ServerInfo(Empty(), timeout=5)).server_version] += 1
+                seen[(await stub.ServerInfo(Empty(), timeout=30)).server_version] += 1
 
         async with following(channel), asyncio.TaskGroup() as group:
             for _ in range(4):
@@ -425,7 +425,7 @@ async def test_a_closed_channel_says_so() -> None:
         with pytest.raises(UnavailableError, match="closed"):
             channel.channel()
         with pytest.raises(UnavailableError, match="closed"):
-            broker_stub(facade).ServerInfo(Empty(), timeout=5)
+            broker_stub(facade).ServerInfo(Empty(), timeout=30)
 
 
 async def test_run_ends_at_once_when_told() -> None:

@@ -28,7 +28,7 @@ from gatehouse.pb.health_pb2 import (
 from gatehouse.pb.health_pb2_grpc import HealthNotifierStub
 from tests.support.rpc import SECRET
 
-PATIENCE_S = 15.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture

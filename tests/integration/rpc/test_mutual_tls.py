@@ -48,7 +48,7 @@ def channel_of(one: Replica, client: CertificatePair | None, **options: Any) -> 
 async def served(channel: BalancedChannel) -> bool:
     """Whether a call gets through; anything but a refused connection fails the test."""
     try:
-        answer = await broker_stub(channel.channel()).ServerInfo(Empty(), timeout=10)
+        answer = await broker_stub(channel.channel()).ServerInfo(Empty(), timeout=60)
     except grpc.aio.AioRpcError as error:
         assert error.code() is grpc.StatusCode.UNAVAILABLE, error  # noqa: PT017 - else it raises
         return False
@@ -100,7 +100,7 @@ async def test_a_certificate_is_no_credential() -> None:
         client = pair(CLIENTS.issue(purposes=CLIENT))
         channel = channel_of(one, client, secrets=(bytes(32),))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await broker_stub(channel.channel()).ServerInfo(Empty(), timeout=10)
+            await broker_stub(channel.channel()).ServerInfo(Empty(), timeout=60)
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
         await channel.close()
 

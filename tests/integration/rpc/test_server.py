@@ -71,28 +71,28 @@ async def stream_failure(call: Any) -> tuple[grpc.StatusCode, str, str]:
 
 async def test_a_good_token_is_let_through(bare: grpc.aio.Channel) -> None:
     stub = broker_stub(bare)
-    response = await stub.ServerInfo(Empty(), metadata=metadata(), timeout=5)
+    response = await stub.ServerInfo(Empty(), metadata=metadata(), timeout=60)
     assert response.server_version == 7
     plain = (("jwt", credentials().service_jwt()),)
-    assert (await stub.ServerInfo(Empty(), metadata=plain, timeout=5)).server_version == 7
+    assert (await stub.ServerInfo(Empty(), metadata=plain, timeout=60)).server_version == 7
 
 
 async def test_r39_calls_without_or_with_a_bad_token(bare: grpc.aio.Channel) -> None:
     stub = broker_stub(bare)
     refused = grpc.StatusCode.UNAUTHENTICATED
-    assert await failure(stub.ServerInfo(Empty(), timeout=5)) == (
+    assert await failure(stub.ServerInfo(Empty(), timeout=60)) == (
         refused,
         "unauthenticated",
         "no-credential",
     )
     wrong = credentials(secret=bytes(32)).metadata("databroker")
-    assert await failure(stub.ServerInfo(Empty(), metadata=wrong, timeout=5)) == (
+    assert await failure(stub.ServerInfo(Empty(), metadata=wrong, timeout=60)) == (
         refused,
         "invalid JWT",
         "bad-credential",
     )
     other = credentials().metadata("authorize")
-    assert (await failure(stub.ServerInfo(Empty(), metadata=other, timeout=5)))[2] == (
+    assert (await failure(stub.ServerInfo(Empty(), metadata=other, timeout=60)))[2] == (
         "wrong-audience"
     )
 
@@ -113,7 +113,7 @@ async def test_r39_a_token_for_one_service_is_none_for_another(bare: grpc.aio.Ch
                 token = credentials("operator").metadata(wrong)
                 # The guard comes before anything looks at the kind of call.
                 single: Any = bare.unary_unary(path)
-                code, _, why = await failure(single(b"", metadata=token, timeout=5))
+                code, _, why = await failure(single(b"", metadata=token, timeout=60))
                 assert code is grpc.StatusCode.UNAUTHENTICATED, path
                 assert why == "wrong-audience", path
 
@@ -121,7 +121,7 @@ async def test_r39_a_token_for_one_service_is_none_for_another(bare: grpc.aio.Ch
 async def test_streams_are_refused_too_and_the_handler_never_runs(
     one: Replica, bare: grpc.aio.Channel
 ) -> None:
-    call = broker_stub(bare).Sync(databroker_pb2.SyncRequest(), timeout=5)
+    call = broker_stub(bare).Sync(databroker_pb2.SyncRequest(), timeout=60)
     assert (await stream_failure(call))[0] is grpc.StatusCode.UNAUTHENTICATED
     assert not one.broker.entered.is_set()
 
@@ -133,17 +133,17 @@ async def test_r47_every_method_denies_anonymous(bare: grpc.aio.Channel) -> None
             path = f"/{service.full_name}/{method.name}"
             if method.server_streaming:
                 streaming: Any = bare.unary_stream(path)
-                code = (await stream_failure(streaming(b"", timeout=5)))[0]
+                code = (await stream_failure(streaming(b"", timeout=60)))[0]
             else:
                 single: Any = bare.unary_unary(path)
-                code = (await failure(single(b"", timeout=5)))[0]
+                code = (await failure(single(b"", timeout=60)))[0]
             assert code is grpc.StatusCode.UNAUTHENTICATED, path
 
 
 async def test_unknown_methods_tell_strangers_nothing(bare: grpc.aio.Channel) -> None:
     method: Any = bare.unary_unary("/no.Such/Method")
-    assert (await failure(method(b"", timeout=5)))[0] is grpc.StatusCode.UNAUTHENTICATED
-    with_token = method(b"", metadata=metadata("operator"), timeout=5)
+    assert (await failure(method(b"", timeout=60)))[0] is grpc.StatusCode.UNAUTHENTICATED
+    with_token = method(b"", metadata=metadata("operator"), timeout=60)
     assert (await failure(with_token))[0] is grpc.StatusCode.UNIMPLEMENTED
 
 
@@ -163,7 +163,7 @@ async def test_a_changed_secret_applies_at_once() -> None:
             ((), grpc.StatusCode.UNAUTHENTICATED),
         ):
             secrets[0] = accepted
-            assert (await failure(method(b"", metadata=pairs, timeout=5)))[0] is expected
+            assert (await failure(method(b"", metadata=pairs, timeout=60)))[0] is expected
     await server.stop(0)
 
 
@@ -183,14 +183,14 @@ async def test_r39_a_service_cannot_call_what_is_not_its_business(bare: grpc.aio
     stub = broker_stub(bare)
     denied = grpc.StatusCode.PERMISSION_DENIED
     for subject in ("proxy", "authorize", "authenticate", "stranger"):
-        assert (await failure(stub.Clear(Empty(), metadata=metadata(subject), timeout=5)))[
+        assert (await failure(stub.Clear(Empty(), metadata=metadata(subject), timeout=60)))[
             0
         ] is denied
-    await stub.Clear(Empty(), metadata=metadata("operator"), timeout=5)
+    await stub.Clear(Empty(), metadata=metadata("operator"), timeout=60)
     put = databroker_pb2.PutRequest(records=[databroker_pb2.Record(type="other", id="1")])
-    code, _, reason = await failure(stub.Put(put, metadata=metadata("authenticate"), timeout=5))
+    code, _, reason = await failure(stub.Put(put, metadata=metadata("authenticate"), timeout=60))
     assert (code, reason) == (denied, "type-not-allowed")
-    assert (await failure(stub.Put(put, metadata=metadata("proxy"), timeout=5)))[0] is denied
+    assert (await failure(stub.Put(put, metadata=metadata("proxy"), timeout=60)))[0] is denied
 
 
 # -- errors
@@ -200,22 +200,22 @@ async def test_our_errors_keep_code_and_reason_and_show_the_public_text(
     bare: grpc.aio.Channel,
 ) -> None:
     stub = broker_stub(bare)
-    call = stub.Get(databroker_pb2.GetRequest(id="missing"), metadata=metadata(), timeout=5)
+    call = stub.Get(databroker_pb2.GetRequest(id="missing"), metadata=metadata(), timeout=60)
     assert await failure(call) == (grpc.StatusCode.NOT_FOUND, "no record", "no-record")
 
 
 async def test_an_error_inside_a_task_group_is_still_ours(bare: grpc.aio.Channel) -> None:
     stub = broker_stub(bare)
-    call = stub.Get(databroker_pb2.GetRequest(id="group"), metadata=metadata(), timeout=5)
+    call = stub.Get(databroker_pb2.GetRequest(id="group"), metadata=metadata(), timeout=60)
     assert await failure(call) == (grpc.StatusCode.ALREADY_EXISTS, "taken", "held")
 
 
 async def test_the_unexpected_is_internal_without_details(bare: grpc.aio.Channel) -> None:
     stub = broker_stub(bare)
     internal = (grpc.StatusCode.INTERNAL, "internal error", "internal")
-    call = stub.Get(databroker_pb2.GetRequest(id="crash"), metadata=metadata(), timeout=5)
+    call = stub.Get(databroker_pb2.GetRequest(id="crash"), metadata=metadata(), timeout=60)
     assert await failure(call) == internal
-    stream = stub.Sync(databroker_pb2.SyncRequest(type="crash"), metadata=metadata(), timeout=5)
+    stream = stub.Sync(databroker_pb2.SyncRequest(type="crash"), metadata=metadata(), timeout=60)
     assert await stream_failure(stream) == internal
 
 
@@ -245,7 +245,7 @@ async def test_health_check_needs_no_token_and_tells_the_truth(
     health = health_pb2_grpc.HealthStub(bare)
 
     async def status(name: str) -> int:
-        response = await health.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)
+        response = await health.Check(health_pb2.HealthCheckRequest(service=name), timeout=60)
         return int(response.status)
 
     for name in ("", "databroker", "pomerium-databroker"):
@@ -253,7 +253,7 @@ async def test_health_check_needs_no_token_and_tells_the_truth(
     one.serving(False)
     for name in ("", "databroker", "pomerium-databroker"):
         assert await status(name) == Status.NOT_SERVING
-    unknown = health.Check(health_pb2.HealthCheckRequest(service="authorize"), timeout=5)
+    unknown = health.Check(health_pb2.HealthCheckRequest(service="authorize"), timeout=60)
     assert (await failure(unknown))[0] is grpc.StatusCode.NOT_FOUND
     one.serving()
     one.health.terminate()
@@ -299,10 +299,10 @@ async def test_reflection_needs_the_token_and_lists_what_is_served(
 ) -> None:
     stub = reflection_pb2_grpc.ServerReflectionStub(bare)
     ask = reflection_pb2.ServerReflectionRequest(list_services="")
-    assert (await stream_failure(stub.ServerReflectionInfo(iter([ask]), timeout=5)))[
+    assert (await stream_failure(stub.ServerReflectionInfo(iter([ask]), timeout=60)))[
         0
     ] is grpc.StatusCode.UNAUTHENTICATED
-    call = stub.ServerReflectionInfo(iter([ask]), metadata=metadata("operator"), timeout=5)
+    call = stub.ServerReflectionInfo(iter([ask]), metadata=metadata("operator"), timeout=60)
     names = [
         service.name
         async for response in call
@@ -324,7 +324,7 @@ async def test_unix_socket_is_private_and_goes_with_the_server(tmp_path: Path) -
     one = await start_replica(3, unix_socket=path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
-        response = await broker_stub(channel).ServerInfo(Empty(), metadata=metadata(), timeout=5)
+        response = await broker_stub(channel).ServerInfo(Empty(), metadata=metadata(), timeout=60)
         assert response.server_version == 3
     await one.server.stop(0)
     assert not path.exists()
@@ -335,7 +335,7 @@ async def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
     first = await start_replica(1, unix_socket=path)
     second = await start_replica(2, unix_socket=path)
     async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
-        response = await broker_stub(channel).ServerInfo(Empty(), metadata=metadata(), timeout=5)
+        response = await broker_stub(channel).ServerInfo(Empty(), metadata=metadata(), timeout=60)
         assert response.server_version == 2
     await first.server.stop(0)
     await second.server.stop(0)
@@ -356,7 +356,7 @@ async def test_an_address_in_use_is_noticed(one: Replica, tmp_path: Path) -> Non
 async def test_every_interface(one: Replica) -> None:
     other = await start_replica(9, ip="")
     async with grpc.aio.insecure_channel(f"127.0.0.1:{other.port}") as channel:
-        response = await broker_stub(channel).ServerInfo(Empty(), metadata=metadata(), timeout=5)
+        response = await broker_stub(channel).ServerInfo(Empty(), metadata=metadata(), timeout=60)
         assert response.server_version == 9
     await other.server.stop(0)
 

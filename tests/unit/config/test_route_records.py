@@ -324,6 +324,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"to": ["https://app"], "tlsCustomCa": "eA=="}, "tls_custom_ca: does not decode to PEM"),
     ({"policies": [{"sourcePpl": "alow: {}"}]}, "policies[0].source_ppl: alow: "),
     ({"policies": [{"sourcePpl": "a: [b"}]}, "policies[0].source_ppl: line 2: not YAML: "),
+    # A lost deny would be silent.
+    ({"policies": [{"sourcePpl": "allow: {}\n---\ndeny: {}"}]}, "found another document"),
+    ({"policies": [{"sourcePpl": '{"allow": {}} {"deny": {}}'}]}, "source_ppl: line 1: not YAML: "),
+    ({"policies": [{"sourcePpl": '{"allow": {}, "allow": {}}'}]}, "given twice, first on line 1"),
+    ({"policies": [{"sourcePpl": "null"}]}, "unsupported type for rule: null"),
     ({"policies": [{"rego": ["package x"]}]}, "policies[0].rego: not available yet (source_ppl"),
     ({"policyIds": ["gone"]}, "policy_ids: there is no policy 'gone' (the id of a policy)"),
     ({"tlsClientKeyPairId": "gone"}, "tls_client_key_pair_id: there is no key pair 'gone'"),

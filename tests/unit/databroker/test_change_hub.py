@@ -23,7 +23,7 @@ from gatehouse.pb.user_pb2 import User
 from tests.support.clock import FakeClock
 from tests.support.storage import incoming
 
-PATIENCE_S = 5.0
+PATIENCE_S = 60.0
 
 
 class FlakyStorage(MemoryStorage):

@@ -202,6 +202,9 @@ def grpc_route(cluster: str, resolved: ResolvedSettings) -> route_components_pb2
         name=cluster, match=match, decorator=_decorator("internal", resolved)
     )
     result.route.cluster = cluster
+    result.route.timeout.CopyFrom(seconds(0.0))
+    result.route.idle_timeout.CopyFrom(seconds(0.0))
+    result.route.max_stream_duration.max_stream_duration.CopyFrom(seconds(0.0))
     _decide(result, None)
     _tell_scripts(result, resolved, Struct())
     return result
