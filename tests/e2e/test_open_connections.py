@@ -172,3 +172,12 @@ def test_r43_open_connections_are_cut_when_the_policy_or_the_time_says_so(
             left_s = (soon - dt.datetime.now(dt.UTC)).total_seconds()
             both_end(talk, listener, max(0.0, left_s) + BOUND_S)
             assert dt.datetime.now(dt.UTC) >= soon
+        stack.routes = routes(talker, events)
+        stack.write_config()
+        deadline = time.monotonic() + PATIENCE_S
+        while client.get(stack.url("app.localhost")).status_code != 200:
+            assert time.monotonic() < deadline
+        with open_connections(stack, client) as (talk, listener):
+            stack.routes = []  # a route that is gone lets nobody in either
+            stack.write_config()
+            both_end(talk, listener)

@@ -197,7 +197,8 @@ def test_replicas_come_and_go_unnoticed(fresh_stack: Fresh, postgres_dsn: str) -
             wait_for("the load goes on", lambda: len(load.answers) > seen + 10)
 
         bad = [one for one in load.answers if one.outcome is not Outcome.RIGHT]
-        assert not bad, bad[:5]
+        told = [line for line in stack.processes["proxy"].log().splitlines() if "503" in line]
+        assert not bad, (bad[:5], told[:20])
         with stack.client() as client:
             assert sign_in(client, stack.url("app.localhost"), ADA)[-1].status_code == 200
         order = ("proxy", "authenticate", *sorted(set(stack.processes) - {"proxy", "authenticate"}))

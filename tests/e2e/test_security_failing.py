@@ -35,6 +35,7 @@ from tests.e2e.test_security_paths import (
     parse,
     pseudo,
 )
+from tests.support.postgres import OwnServer
 from tests.support.stack import Stack
 from tests.support.upstream import EchoUpstream
 
@@ -260,6 +261,49 @@ def test_r51_without_a_databroker_nobody_is_sent_in_circles(
         client.cookies.set("_pomerium_authenticate", known, domain="authenticate.localhost")
         assert client.get(leaving.headers["location"]).status_code in (302, 503)
     assert len(upstream.requests) == before
+
+
+def test_r51_while_postgresql_is_away_nobody_is_sent_in_circles(
+    fresh_stack: Make, provider: str
+) -> None:
+    """Who is known goes on, who is not is told 503, and nobody need sign in again after it."""
+    server = OwnServer()
+    try:
+        stack, upstream = fresh_stack(
+            postgres=server.dsn, environment={"GRPC_CLIENT_TIMEOUT": "6s"}
+        )
+        stack.start()
+        world = World(stack, upstream, provider)
+        known = handle_of(world, GRACE)
+        cookie = [f"Cookie: _pomerium={known}"]
+        assert http1(world, host="app.localhost", lines=cookie).status == 200
+        server.crash()
+        claims = jwt.decode(known, options={"verify_signature": False})
+        newer = claims | {
+            "jti": "not-seen-yet",
+            "databroker_record_version": claims["databroker_record_version"] + 1000,
+        }
+        key = base64.b64decode(stack.shared_secret)
+        unknown = [f"Cookie: _pomerium={jwt.encode(newer, key, algorithm='HS256')}"]
+        assert http1(world, host="app.localhost", lines=cookie).status == 200
+        assert http1(world, host="app.localhost", lines=unknown).status == 503
+        away = http1(world, host="app.localhost")
+        assert away.status == 302
+        with stack.client() as client:
+            page = client.get(away.location, headers={"accept": "text/html"})
+            assert page.status_code == 503
+            assert "location" not in page.headers
+        server.start()
+
+        def is_back() -> bool:
+            return http1(world, host="app.localhost", lines=unknown).status == 302
+
+        wait_for(is_back, 60)
+        assert http1(world, host="app.localhost", lines=cookie).status == 200
+        assert all(process.process.poll() is None for process in stack.processes.values())
+        stack.stop()
+    finally:
+        server.close()
 
 
 # -- too much

@@ -43,6 +43,12 @@ def test_r20_source_ip_is_the_client_that_the_trusted_hop_names(
         assert client.get(stack.url("app.localhost"), headers=mapped).status_code == 200
         assert client.get(stack.url("admin.localhost"), headers=mapped).status_code == 403
         assert len(upstream.requests) == 2
+        # What is no address is nobody's: policy is asked, refuses, and nothing breaks.
+        before = upstream.received
+        for line in ("a", "a, a", "203.0.113.9, a", "203.0.113.9:1, 198.51.100.7", ", ,", "," * 99):
+            answer = client.get(stack.url("app.localhost"), headers={"x-forwarded-for": line})
+            assert answer.status_code == 403, line
+        assert upstream.received == before
 
 
 def test_r20_an_ipv4_mapped_address_is_the_ipv4_address(

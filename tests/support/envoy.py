@@ -44,6 +44,7 @@ from gatehouse.common.config.resolved import ResolvedSettings
 from gatehouse.common.extauthz_context import DECISION_ALLOW, DECISION_FIELD
 from gatehouse.common.pages import envoy_error_template, security_headers
 from gatehouse.common.runtime.health import HealthRegistry
+from gatehouse.proxy.core.xds.refusals import FIRST_S
 from gatehouse.proxy.core.xds.resource import (
     CLUSTER,
     LISTENER,
@@ -387,17 +388,25 @@ async def proxy(
     authorize_address: str | None = None,
     insecure: bool = True,
     system: Mapping[str, Any] | None = None,
+    first_retry_s: float = FIRST_S,
     **changes: Any,
 ) -> AsyncIterator[Proxy]:
     """Run Envoy with `config`. Routes answer on plain HTTP unless `insecure` is false.
 
-    `system` changes the environment that snapshots are made for, `changes` every configuration.
+    `first_retry_s` is the ADS server's. `system` changes the environment that snapshots are made
+    for, `changes` every configuration.
     """
     with short_directory() as run_dir:
         (port,) = free_ports(1)
         health = HealthRegistry(SystemClock())
         admin = EnvoyAdmin(run_dir / "envoy-admin.sock")
-        ads = AdsServer(health, SystemClock(), SystemRng(), warming_clusters=admin.warming_clusters)
+        ads = AdsServer(
+            health,
+            SystemClock(),
+            SystemRng(),
+            warming_clusters=admin.warming_clusters,
+            first_retry_s=first_retry_s,
+        )
         files = SecretFiles(run_dir / "envoy-files")
         files.prepare()
         write_saturation(run_dir / "memory-saturation", 0.0)

@@ -231,6 +231,8 @@ def outcome(policy: Any, facts: dict[str, Any]) -> str:
 
 
 def denied(reasons: set[str]) -> str:
+    if "device-unauthenticated" in reasons:
+        return "device"
     if "device-unauthorized" in reasons:
         return "denied 450"
     if reasons & {"client-certificate-required", "invalid-client-certificate"}:

@@ -11,8 +11,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from tests.support.client_pki import Issued
 from tests.support.sign_in import sign_in
-from tests.support.tls import Authority
 from tests.support.traffic import DOMAIN, Product, Reply, https
 from tests.support.traffic_upstreams import Application
 
@@ -165,6 +165,18 @@ def test_identity_headers_come_from_the_session_alone(world: Product) -> None:
         assert seen["x-access"]
 
 
+def test_r15_claim_headers_of_a_client_never_arrive_from_who_is_not_signed_in(
+    world: Product,
+) -> None:
+    """Named as the settings have it, in any letters and however often; on every public route."""
+    sent = [("X-Email", "forged"), ("x-EMAIL", "forged too"), ("X-Never", "forged")]
+    for host in ("plain", "set", "remove"):
+        reply = world.get(host, headers=sent)
+        assert reply.arrived("x-email") == []
+        assert reply.arrived("x-never") == []
+        assert "forged" not in str(reply.seen)
+
+
 def test_templates_name_the_client_certificate(
     world: Product, application: Application, tmp_path: Path
 ) -> None:
@@ -173,20 +185,24 @@ def test_templates_name_the_client_certificate(
         "X-Names": "<${pomerium.client_cert_san_dns}>",
         "X-Emails": "<${pomerium.client_cert_san_email}>",
     }
-    authority = Authority(tmp_path / "clients", "Clients")
-    leaf = authority.leaf("one.client.test", "two.client.test")
+    root = Issued.root("Clients")
+    authority = tmp_path / "clients.pem"
+    authority.write_text(root.pem)
+    names = [x509.DNSName(name) for name in ("one.client.test", "a,b.test", "two.client.test")]
+    emails = [x509.RFC822Name(name) for name in ("a@client.test", "b,c@client.test")]
+    leaf = root.issue("told", names=[*names, *emails])
     world.reload(
         [https("shown", to=application.url, set_request_headers=keys)],
-        downstream_mtls={"ca_file": str(authority.path), "enforcement": "policy"},
+        downstream_mtls={"ca_file": str(authority), "enforcement": "policy"},
     )
     context = world.client_tls()
-    context.load_cert_chain(leaf.certificate, leaf.key)
+    leaf.load_into(context)
     with world.connection(tls=context) as connection:
         reply = connection.request(host=f"shown.{DOMAIN}")
-    certificate = x509.load_pem_x509_certificate(leaf.certificate.read_bytes())
-    assert reply.arrived("x-fingerprint") == [certificate.fingerprint(hashes.SHA256()).hex()]
+    assert reply.arrived("x-fingerprint") == [leaf.certificate.fingerprint(hashes.SHA256()).hex()]
+    # A name that holds a comma would read as two.
     assert reply.arrived("x-names") == ["<one.client.test,two.client.test>"]
-    assert reply.arrived("x-emails") == ["<>"]
+    assert reply.arrived("x-emails") == ["<a@client.test>"]
     without = world.get("shown")
     assert "".join(without.arrived("x-fingerprint")) == ""
     assert without.arrived("x-names") == ["<>"]

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from tests.support.envoy import short_directory
-from tests.support.sign_in import sign_in
 from tests.support.traffic import DOMAIN, Product, https
 from tests.support.traffic_upstreams import Application, Background
 
@@ -186,54 +185,13 @@ HOST_ROWS: tuple[tuple[dict[str, Any], str, tuple[str, str] | None, str | None, 
     ),
 )
 
-REDIRECTS: tuple[tuple[dict[str, Any], dict[str, Any], str, int, str], ...] = (
-    # route keys, redirect, request path, status, Location ({host} is the host asked for)
-    ({}, {"host_redirect": "new.example.com"}, "/a?x=1", 301, "https://new.example.com/a?x=1"),
-    ({"prefix": "/v1"}, {"prefix_rewrite": "/v2"}, "/v1/users?q", 301, "https://{host}/v2/users?q"),
-    ({}, {"path_redirect": "/home", "strip_query": True}, "/any?x=1", 301, "https://{host}/home"),
-    ({}, {"path_redirect": "/home"}, "/any?x=1", 301, "https://{host}/home?x=1"),
-    ({}, {"path_redirect": "/home?y=2"}, "/any?x=1", 301, "https://{host}/home?y=2"),
-    ({}, {"path_redirect": "/p", "prefix_rewrite": "/q"}, "/any", 301, "https://{host}/p"),
-    ({"path": "/only"}, {"prefix_rewrite": "/new"}, "/only", 301, "https://{host}/new"),
-    ({}, {"scheme_redirect": "http"}, "/a", 301, "http://{host}/a"),
-    ({}, {"https_redirect": True}, "/a", 301, "https://{host}/a"),
-    (
-        {},
-        {"https_redirect": False, "scheme_redirect": "http", "path_redirect": "/b"},
-        "/a",
-        301,
-        "https://{host}/b",
-    ),
-    (
-        {"regex": "/old/.*"},
-        {"prefix_rewrite": "/new", "strip_query": True},
-        "/old/a?x",
-        301,
-        "https://{host}/new",
-    ),
-    ({}, {"port_redirect": 8443}, "/a", 301, "https://{host}:8443/a"),
-    (
-        {},
-        {"host_redirect": "h.example.com", "port_redirect": 81, "scheme_redirect": "http"},
-        "/a",
-        301,
-        "http://h.example.com:81/a",
-    ),
-    *(
-        ({}, {"path_redirect": "/c", "response_code": code}, "/", code, "https://{host}/c")
-        for code in (301, 302, 303, 307, 308)
-    ),
-)
-
 EXAMPLE = f"example.{DOMAIN}"
-MEMBERS = {"allow_public_unauthenticated_access": False, "allow_any_authenticated_user": True}
 
 
 def table_routes(up: str) -> list[dict[str, Any]]:
     return [
         *(https(f"u{i}", to=up + row.to, **row.keys) for i, row in enumerate(ROWS)),
         *(https(f"h{i}", to=up, **row[0]) for i, row in enumerate(HOST_ROWS)),
-        *(https(f"r{i}", redirect=row[1], **row[0]) for i, row in enumerate(REDIRECTS)),
     ]
 
 
@@ -257,6 +215,7 @@ def host_routes(up: str) -> list[dict[str, Any]]:
         tagged(f"https://only.{EXAMPLE}", up, "X", prefix="/x"),
         tagged(f"https://pre-*.other.{DOMAIN}", up, "P"),
         tagged(f"https://*.port.{DOMAIN}:8443", up, "Q"),
+        tagged(f"https://t.{EXAMPLE}", up, "T", tls_downstream_server_name=f"More.{EXAMPLE}"),
     ]
 
 
@@ -311,11 +270,6 @@ def world(
         https("pipe", to=pipe.url),
         https("pipe-prefix", to=pipe.url, prefix="/a/", prefix_rewrite="/b/"),
         https("name", to=up.replace("127.0.0.1", "localhost") + "/base"),
-        https("said", response={"status": 418, "body": "short & stout"}),
-        https("nothing", response={"status": 204, "body": ""}),
-        https("ported", redirect={"scheme_redirect": "http"}),
-        https("member", path="/said", response={"status": 200, "body": "members"}, **MEMBERS),
-        https("member", redirect={"path_redirect": "/said"}, **MEMBERS),
     ]
     shared.reload(routes)
     return shared
@@ -367,47 +321,6 @@ def test_an_upstream_sees_the_host_that_the_table_says(
     assert reply.arrived("x-forwarded-host") == ([asked] if forwarded else [])
 
 
-@pytest.mark.parametrize("index", range(len(REDIRECTS)))
-def test_a_redirect_leads_where_the_table_says(world: Product, index: int) -> None:
-    _, _, path, status, location = REDIRECTS[index]
-    reply = world.get(f"r{index}", path)
-    wanted = location.format(host=f"r{index}.{DOMAIN}")
-    assert (reply.status, reply.value("location")) == (status, wanted)
-
-
-def test_a_response_is_given_as_written(world: Product) -> None:
-    reply = world.get("said", "/any/path?x")
-    assert (reply.status, reply.body) == (418, b"short & stout")
-    assert reply.value("x-frame-options") == "SAMEORIGIN"
-    assert world.get("nothing").status == 204
-
-
-@pytest.mark.parametrize(
-    ("asked", "location"),
-    [
-        (f"ported.{DOMAIN}:443", f"http://ported.{DOMAIN}/a"),
-        (f"ported.{DOMAIN}:8443", f"http://ported.{DOMAIN}:8443/a"),
-    ],
-)
-def test_a_default_port_is_dropped_with_its_scheme(
-    world: Product, asked: str, location: str
-) -> None:
-    with world.connection() as connection:
-        assert connection.request("/a", host=asked).value("location") == location
-
-
-def test_answers_of_our_own_are_for_those_who_may_have_them(world: Product) -> None:
-    for path in ("/said", "/moved"):
-        refused = world.get("member", path, headers=[("Accept", "text/html")])
-        assert refused.status == 302
-        assert (refused.value("location") or "").startswith(f"https://authenticate.{DOMAIN}")
-        assert b"members" not in refused.body
-    with world.browser("member") as browser:
-        *_, moved, said = sign_in(browser, world.url("member", "/moved"), "ada@example.com")
-    assert (moved.status_code, moved.headers["location"]) == (301, world.url("member", "/said"))
-    assert (said.status_code, said.text) == (200, "members")
-
-
 @pytest.mark.parametrize(
     ("authority", "tag"),
     [
@@ -421,6 +334,8 @@ def test_answers_of_our_own_are_for_those_who_may_have_them(world: Product) -> N
         (f"b.{EXAMPLE}:1234", "W"),
         (f"x.y.{EXAMPLE}", "W"),
         (f"B.{EXAMPLE.upper()}", "W"),
+        (f"t.{EXAMPLE}", "T"),
+        (f"more.{EXAMPLE}", None),
         (EXAMPLE, None),
         (f"evil-{EXAMPLE}", None),
         (f"b.{EXAMPLE}.evil.test", None),
@@ -442,6 +357,12 @@ def test_a_host_finds_its_route(world: Product, authority: str, tag: str | None)
     assert reply.status == (404 if tag is None else 200)
     if tag is not None:
         assert reply.seen["path"] == f"/{tag}"
+
+
+def test_a_further_name_for_tls_has_our_own_pages_alone(world: Product) -> None:
+    with world.connection() as connection:
+        for path, status in (("/ping", 200), ("/.well-known/pomerium", 200), ("/", 404)):
+            assert connection.request(path, host=f"more.{EXAMPLE}").status == status
 
 
 def test_a_star_alone_is_every_host_without_routes_of_its_own(world: Product) -> None:

@@ -254,6 +254,42 @@ async def test_r36_the_identity_endpoint_shows_only_what_carries_our_signature(w
     assert answer.status_code == 404  # off unless switched on
 
 
+async def test_the_assertion_itself_is_shown_where_the_flag_says_so(world):
+    browser = world.browser()
+    old = world.hub.current
+    flags = {**old.settings.runtime_flags, "pomerium_jwt_endpoint": True}
+    changed = old.settings.model_copy(update={"runtime_flags": flags})
+    await world.hub.apply(dataclasses.replace(old, settings=changed))
+    claims = {"iss": APP, "aud": APP, "exp": 1, "iat": 1, "jti": "x", "sub": "u"}
+    good = sign_jwt(claims, derive_signing_key(SHARED))
+    url = f"https://{APP}/.pomerium/jwt"
+    answer = await browser.get(url, headers={"x-pomerium-jwt-assertion": good})
+    assert (answer.status_code, answer.text) == (200, good)
+    assert answer.headers["content-type"] == "application/jwt"
+    assert answer.headers["cache-control"] == "no-store"
+    assert (await browser.get(url)).status_code == 404
+
+
+async def test_a_program_is_told_what_is_wrong_with_its_question(world):
+    browser = world.browser()
+    login = f"https://{APP}/.pomerium/api/v1/login"
+    assert (await browser.get(login)).status_code == 404
+    for target in ("ftp://localhost/", "https://elsewhere.example.net/", "localhost", "/x"):
+        asked = await browser.get(login, params={"pomerium_redirect_uri": target})
+        assert asked.status_code == 400, target
+    for method in ("POST", "HEAD", "PUT"):
+        asked = await browser.request(
+            method, login, params={"pomerium_redirect_uri": "http://localhost/"}
+        )
+        assert asked.status_code == 405, method
+    for target in ("http://localhost/", "http://127.0.0.1:9/", "http://[::1]:9/x"):
+        asked = await browser.get(login, params={"pomerium_redirect_uri": target})
+        assert asked.status_code == 200, target
+        assert "pomerium_programmatic=true" in asked.text
+        assert "pomerium_callback_uri=https%3A%2F%2F" in asked.text
+    assert (await browser.get(f"https://{APP}/.pomerium/api/v1/nothing")).status_code == 404
+
+
 async def test_errors_are_json_for_those_who_ask_for_exactly_that(world):
     browser = world.browser()
     answer = await browser.get(

@@ -17,6 +17,7 @@ from gatehouse.common.config.issues import ConfigError
 from gatehouse.common.config.resolved import ServiceName
 from gatehouse.common.databroker.records import record_of, seconds_of, timestamp_of, unpack
 from gatehouse.common.ids import USER
+from gatehouse.common.observability.metrics import REGISTRY
 from gatehouse.pb.user_pb2 import User
 from tests.integration.authorize.conftest import Node
 from tests.support.bearer_world import bearer_world
@@ -63,6 +64,13 @@ def settings_for(idp: HostileProvider, *routes: Any, **keys: Any):
 
 
 async def test_a_token_is_a_session_of_its_own_user(idp: HostileProvider) -> None:
+    name = "pomerium_config_idp_token_session_creator_jwt_bearer"
+
+    def counted() -> list[float]:
+        kinds = ("sessions_created_total", "sessions_cached_total", "create_session_duration_count")
+        return [REGISTRY.get_sample_value(f"{name}_{kind}") or 0.0 for kind in kinds]
+
+    before = counted()
     async with bearer_world(settings_for(idp)) as world:
         token = idp.id_token()
         assert is_allowed(await world.check(token))
@@ -77,6 +85,7 @@ async def test_a_token_is_a_session_of_its_own_user(idp: HostileProvider) -> Non
         assert unpack(record, User).email == "user@example.com"
         assert is_allowed(await world.check(token))
         assert await world.sessions() == [session]
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [1, 1, 1]
 
 
 async def test_it_lives_no_longer_than_a_cookie(idp: HostileProvider) -> None:

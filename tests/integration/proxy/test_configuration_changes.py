@@ -20,6 +20,7 @@ from gatehouse.proxy.core.xds.snapshot import Snapshot, build_snapshot
 from gatehouse.proxy.edge.ads import AdsServer
 from tests.support.dns import Zone, dns_server
 from tests.support.envoy import Proxy, environment, eventually, proxy, resolved
+from tests.support.ports import free_ports
 from tests.support.raw_http import http1, swallow
 from tests.support.upstream import EchoUpstream
 
@@ -157,6 +158,70 @@ async def test_a_listener_whose_address_is_taken_is_reported(upstream: EchoUpstr
         assert "http-ingress" in reason
         assert "Address already in use" in reason or "cannot bind" in reason
         assert (await http1(running.port)).status == 200
+
+
+async def test_a_new_address_serves_at_once_and_the_old_one_takes_nobody_new(
+    upstream: EchoUpstream,
+):
+    (other,) = free_ports(1)
+    config = {"routes": [to(upstream.url)]}
+    ask = f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
+    async with proxy(config) as running:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        await running.push({"address": f"127.0.0.1:{other}", **config})
+        assert (await http1(other)).status == 200
+
+        async def refuses() -> bool:
+            try:
+                _, late = await asyncio.open_connection("127.0.0.1", running.port)
+            except ConnectionRefusedError:
+                return True
+            late.close()
+            return False
+
+        await eventually(refuses)
+        writer.write(ask)  # who was there before is served on
+        assert b" 200 " in await reader.readline()
+        draining = "listener_manager.total_listeners_draining"
+        assert await running.admin.stats(f"^{draining}$") == {draining: 1}
+        writer.close()
+
+
+async def test_a_listener_whose_address_was_taken_comes_when_it_is_free(upstream: EchoUpstream):
+    """Without a change to the configuration, which nobody would make."""
+    taken = await asyncio.start_server(swallow, "127.0.0.1", 0)
+    port = taken.sockets[0].getsockname()[1]
+    config = {"address": f"127.0.0.1:{port}", "routes": [to(upstream.url)]}
+    async with proxy({"routes": [to(upstream.url)]}, first_retry_s=0.05) as running:
+        async with taken:
+            await running.push_refused(config)
+            rejected = "listener_manager.lds.update_rejected"
+
+            async def tried(times: int) -> bool:
+                return (await running.admin.stats(f"^{rejected}$"))[rejected] >= times
+
+            await eventually(functools.partial(tried, 3))
+            assert (await http1(running.port)).status == 200  # the last good one
+            assert not running.health.snapshot().records["xds.listener"].healthy
+        wanted = running.ads.snapshot
+        assert wanted is not None
+        await running.ads.wait_for(functools.partial(_in_force, wanted.version), 20)
+        assert (await http1(port)).status == 200
+        assert running.health.snapshot().records["xds.listener"].healthy
+
+
+async def test_what_is_wrong_in_itself_is_sent_once(upstream: EchoUpstream):
+    async with proxy({"routes": [to(upstream.url)]}, first_retry_s=0.01) as running:
+
+        def break_it(message: route_pb2.RouteConfiguration) -> None:
+            message.virtual_hosts[0].domains.append("*")
+
+        good = running.snapshot({"routes": [to(upstream.url, prefix_rewrite="/x")]})
+        await running.push_refused(with_routes(good, break_it))
+        for _ in range(50):  # more than enough time for another try
+            assert (await http1(running.port)).status == 200
+        rejected = "http.ingress.rds.main.update_rejected"
+        assert await running.admin.stats(f"^{rejected}$") == {rejected: 1}
 
 
 async def test_editing_routes_keeps_connections_open(upstream: EchoUpstream):

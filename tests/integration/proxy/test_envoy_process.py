@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import subprocess
@@ -64,6 +65,37 @@ async def test_a_killed_envoy_is_started_again_with_its_configuration(upstream: 
         assert running.exits == ["envoy was ended by SIGKILL"]
         assert running.envoy.pid != first
         assert (await http1(running.port)).status == 200
+
+
+async def test_envoy_is_told_who_it_is_how_long_to_drain_and_what_it_may_hold(
+    upstream: EchoUpstream,
+):
+    async with proxy(config(upstream.url)) as running:
+        pid = running.envoy.pid
+        assert pid is not None
+        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")  # noqa: ASYNC240
+        after = dict(itertools.pairwise(words))
+        assert after["--drain-time-s"] == "600"
+        assert Path(after["--base-id-path"]).parent == running.run_dir
+        dump = (await running.admin.config_dump())["configs"]
+        (bootstrap,) = (each["bootstrap"] for each in dump if "bootstrap" in each)
+        assert (bootstrap["node"]["id"], bootstrap["node"]["cluster"]) == ("pomerium", "pomerium")
+        (runtime,) = bootstrap["layered_runtime"]["layers"]
+        assert runtime["static_layer"] == {
+            "re2.max_program_size.error_level": 1048576,
+            "re2.max_program_size.warn_level": 1024,
+            "tracing.opentelemetry.flush_interval_ms": 5000,
+            "tracing.opentelemetry.min_flush_spans": 512,
+        }
+        assert bootstrap["admin"]["profile_path"] == "/dev/null"
+        assert bootstrap["stats_config"]["stats_tags"] == [
+            {"tag_name": "service", "fixed_value": "pomerium"}
+        ]
+        limits = [
+            monitor["typed_config"].get("max_active_downstream_connections")
+            for monitor in bootstrap["overload_manager"]["resource_monitors"]
+        ]
+        assert "50000" in limits
 
 
 async def test_two_instances_on_one_machine_do_not_meet(upstream: EchoUpstream):

@@ -162,6 +162,38 @@ async def test_r07_a_rewritten_path_cannot_leave_its_prefix(upstream: EchoUpstre
             assert arrived(await http1(running.port, path))["path"] == sent
 
 
+async def test_r07_a_path_rewritten_by_an_expression_is_decided_as_it_came(
+    upstream: EchoUpstream,
+):
+    """The expression sees the path that was decided, and nothing is resolved after it."""
+    rewritten = public(
+        upstream,
+        prefix="/old/",
+        regex_rewrite_pattern="^/old/(.*)$",
+        regex_rewrite_substitution="/new/\\1",
+    )
+    routes = [rewritten, public(upstream, prefix="/secret")]
+    settings = resolved({"insecure_server": True, "routes": routes})
+    inside, outside = (route.id for route in settings.routes)
+    async with serving(upstream, *routes) as running:
+        for path in ("/old/../etc", "/old/%2e%2e/etc", "/old/..\\etc", "/old/.%2E/etc"):
+            assert (await http1(running.port, path)).status == 404, path
+        for path in ("/old/..%2fsecret", "/old/%2e%2e%2fsecret", "/old/..%5csecret"):
+            assert (await http1(running.port, path)).status == 400, path
+        assert upstream.requests == []
+        for path, route_id, sent in (
+            ("/old/a", inside, "/new/a"),
+            ("/old/%2e/a", inside, "/new/a"),
+            ("/old/a/%2e%2e/b", inside, "/new/b"),
+            ("/old/old/a", inside, "/new/old/a"),
+            ("/old/../secret", outside, "/secret"),
+            ("/old/%2e%2e/secret/x", outside, "/secret/x"),
+        ):
+            assert arrived(await http1(running.port, path))["path"] == sent
+            check = running.authorize.requests[-1].attributes
+            assert check.context_extensions["route_id"] == route_id, path
+
+
 async def test_r08_spellings_of_a_host_lead_to_one_route(upstream: EchoUpstream):
     wildcard = public(upstream, **{"from": "http://*.wild.example.com"})
     async with serving(upstream, public(upstream), wildcard) as running:
@@ -184,11 +216,16 @@ async def test_r08_spellings_of_a_host_lead_to_one_route(upstream: EchoUpstream)
 async def test_r12_configured_text_is_never_an_expression(upstream: EchoUpstream):
     routes = [
         public(upstream, path="/a.b"),
+        public(upstream, path="/c*"),
+        public(upstream, path="/d%60e"),  # how a backtick arrives, however it was sent
+        public(upstream, prefix="/f.(g)/"),
         public(upstream, **{"from": "http://*.w.example.com"}, prefix="/"),
     ]
     async with serving(upstream, *routes) as running:
-        assert (await http1(running.port, "/a.b")).status == 200
-        assert (await http1(running.port, "/aXb")).status == 404
+        for path in ("/a.b", "/c*", "/d`e", "/d%60e", "/f.(g)/x"):
+            assert (await http1(running.port, path)).status == 200, path
+        for path in ("/aXb", "/c", "/cc", "/c/x", "/d", "/de", "/f.g/x", "/fX(g)/x"):
+            assert (await http1(running.port, path)).status == 404, path
         assert (await http1(running.port, host="x.wXexample.com")).status == 404
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.envoy import deny, proxy
-from tests.support.raw_http import exchange, http1, http2, parse, request_headers
+from tests.support.raw_http import exchange, http1, http2, parse, request_headers, swallow
 from tests.support.upstream import EchoUpstream
 
 pytestmark = pytest.mark.e2e
@@ -88,6 +90,57 @@ async def test_grpc_clients_get_a_grpc_status():
             assert answer.headers["content-type"] == "application/grpc"
             assert answer.headers["grpc-status"] == status
             assert answer.headers["grpc-message"].startswith(message)
+
+
+async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A server's handler that reads a request and leaves."""
+    await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+
+
+async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A server's handler that answers with what is no HTTP."""
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"what?\r\n\r\n")
+    await reader.read()
+    writer.close()
+
+
+async def test_grpc_clients_are_told_what_an_upstream_did():
+    """Left early: cancelled; no HTTP: internal; too slow: deadline exceeded."""
+    grpc = [("content-type", "application/grpc"), ("te", "trailers")]
+    async with contextlib.AsyncExitStack() as stack:
+        routes, expected = [], {"leaves": "1", "babbles": "13", "sleeps": "4"}
+        for name, handler in zip(expected, (hang_up, babble, swallow), strict=True):
+            server = await stack.enter_async_context(
+                await asyncio.start_server(handler, "127.0.0.1", 0)
+            )
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            routes.append({**route(url, timeout="1s"), "from": f"http://{name}.example.com"})
+        running = await stack.enter_async_context(proxy({"routes": routes}))
+        for name, status in expected.items():
+            headers = [*request_headers("POST", "/pkg.Service/Method", f"{name}.example.com")]
+            answer = await http2(running.port, [*headers, *grpc], b"\0\0\0\0\0")
+            assert (answer.status, answer.headers["grpc-status"]) == (200, status), name
+
+
+async def test_without_a_decision_nothing_is_answered_not_even_what_has_no_upstream(
+    upstream: EchoUpstream,
+):
+    async def fail(_request: object) -> None:
+        raise RuntimeError
+
+    moved = route(upstream.url, prefix="/moved", redirect={"path_redirect": "/x"})
+    fixed = route(upstream.url, prefix="/fixed", response={"status": 200, "body": "mine"})
+    del moved["to"], fixed["to"]
+    async with proxy({"routes": [moved, fixed, route(upstream.url)]}) as running:
+        running.authorize.decide = fail
+        for path in ("/moved", "/fixed", "/"):
+            answer = await http1(running.port, path)
+            assert answer.status == 503
+            assert "location" not in answer.headers
+            assert b"mine" not in answer.body
+        assert upstream.requests == []
 
 
 async def test_answers_of_authorize_and_configured_ones_are_left_as_they_are(

@@ -70,6 +70,36 @@ async def test_paths_are_rewritten_as_the_tables_say(upstream: EchoUpstream):
         assert (await http1(running.port, "/admin")).status == 404
 
 
+async def test_header_names_keep_their_letters_both_ways():
+    seen: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\nServer: mine\r\nX-ANSWER: 1\r\nContent-Length: 0\r\n\r\n")
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, proxy({"routes": [route(url)]}) as running:
+        lines = f"Host: {HOST}\r\nX-CamelCase: 1\r\nx-lower: 2\r\nConnection: close\r\n\r\n"
+        raw = await exchange(running.port, f"GET / HTTP/1.1\r\n{lines}".encode())
+        assert b"\r\nX-ANSWER: 1\r\n" in raw
+        assert b"erver: envoy\r\n" in raw
+        assert b"mine" not in raw
+        (request,) = seen
+        assert b"\r\nX-CamelCase: 1\r\n" in request
+        assert b"\r\nx-lower: 2\r\n" in request
+
+
+async def test_a_large_expression_is_taken(upstream: EchoUpstream):
+    """Beyond what Envoy would take by itself."""
+    words = "|".join(f"word{number}" for number in range(300))
+    async with proxy({"routes": [route(upstream.url, regex=f"/({words}){{1,3}}")]}) as running:
+        assert arrived(await http1(running.port, "/word1word299"))["path"] == "/word1word299"
+        assert (await http1(running.port, "/word1wor")).status == 404
+
+
 async def test_the_host_that_an_upstream_sees(upstream: EchoUpstream):
     own = f"127.0.0.1:{upstream.port}"
     cases: list[tuple[dict[str, Any], str, str | None]] = [

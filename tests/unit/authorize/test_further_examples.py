@@ -125,6 +125,38 @@ ROWS: tuple[tuple[str | Policy, str, dict[str, Any], str, str, str], ...] = (
         "allow: {or: [{invalid_client_certificate: 1}]}",
         *("nobody", MISSING, "+client-certificate-required", "-", "allowed"),
     ),
+    # ... but for a device that is not known yet, among what decides
+    (
+        """
+        - allow: {or: [{accept: 1}]}
+        - deny: {or: [{invalid_client_certificate: 1}], not: [{device: {type: enclave_only}}]}
+        """,
+        *("s1", MISSING, "+accept", "+client-certificate-required device-unauthenticated"),
+        "device enclave_only",
+    ),
+    (
+        """
+        - allow: {or: [{device: {approved: true}}]}
+        - deny: {or: [{invalid_client_certificate: 1}]}
+        """,
+        *("s1", MISSING, "-device-unauthenticated", "+client-certificate-required", "denied 495"),
+    ),
+    (
+        """
+        - allow: {or: [{accept: 1}]}
+        - deny: {or: [{invalid_client_certificate: 1}], not: [{device: {approved: true}}]}
+        """,
+        *("d1", MISSING, "+accept", "+client-certificate-required device-unauthorized"),
+        "denied 450",
+    ),
+    (
+        """
+        - allow: {or: [{accept: 1}]}
+        - deny: {or: [{invalid_client_certificate: 1}], not: [{device: {approved: true}}]}
+        """,
+        *("nobody", MISSING, "+accept", "+client-certificate-required user-unauthenticated"),
+        "denied 495",
+    ),
     # Devices
     (
         "{allow: {or: [{accept: 1}]}, deny: {not: [{device: {approved: true}}]}}",

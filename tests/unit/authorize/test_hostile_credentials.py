@@ -10,6 +10,8 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from gatehouse.authorize.core.credentials import Credential, HandleReader, Place
+from gatehouse.common.errors import InvalidArgumentError
 from gatehouse.common.ids import SERVICE_ACCOUNT, SESSION, USER
 from gatehouse.common.jose.hs256 import encode_hs256
 from gatehouse.common.jose.keys import derive_signing_key, verify_jwt
@@ -225,6 +227,21 @@ def test_r18_the_session_is_found_on_whatever_cookie_line_and_never_told_upstrea
         response = one.check(lines=lines)
         assert is_allowed(response)
         assert token not in str(response)
+
+
+@pytest.mark.parametrize("lost", [b"", b"s" * 31])
+def test_r49_a_lost_secret_is_none_that_everybody_knows(lost: bytes) -> None:
+    """Without a secret nothing is believed; one that is cut short is an error, and so a 503."""
+    claims = {"jti": "s1", "sub": "u1", "iat": int(NOW_S), "use": "route"}
+    head, body, _ = encode_hs256(claims, SECRET).split(".")
+    for key in (lost, bytes(32)):
+        mac = hmac.digest(key, f"{head}.{body}".encode(), "sha256")
+        token = f"{head}.{body}.{base64.urlsafe_b64encode(mac).decode().rstrip('=')}"
+        credential = Credential(Place.COOKIE, token)
+        assert HandleReader(()).read(credential, NOW_S) is None
+        assert HandleReader((SECRET,)).read(credential, NOW_S) is None
+        with pytest.raises(InvalidArgumentError, match="at least 32 bytes"):
+            HandleReader((lost,)).read(credential, NOW_S)
 
 
 def test_r39_tokens_between_services_are_no_handles() -> None:

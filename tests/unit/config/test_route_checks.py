@@ -41,6 +41,8 @@ TCP = {**HEALTH, "tcp_health_check": {}}
         ({"redirect": {"host_redirect": "a"}}, "redirect", "to and redirect are given"),
         ({"response": {"status": 200}}, "response", "to and response are given"),
         ({"to": ["tcp://a:1", "http://b"]}, "to", "cannot mix tcp and non-tcp To URLs"),
+        ({"to": ["udp://a:1", "http://b"]}, "to", "cannot mix udp and non-udp To URLs"),
+        ({"to": "udp://a:1"}, "to", "udp:// needs a from of udp+https://"),
         ({"to": ["unix:///a", "http://b"]}, "to", "cannot mix unix and non-unix To URLs"),
         ({"to": ["https+unix:///a", "http://b"]}, "to", "cannot mix unix and non-unix To URLs"),
         ({"to": ["http://a,1", "http://b"]}, "to", "either no weights should be provided"),
@@ -88,8 +90,28 @@ TCP = {**HEALTH, "tcp_health_check": {}}
             "host_path_regex_rewrite_pattern",
             "host_rewrite and host_path_regex_rewrite_pattern are given",
         ),
+        (
+            {
+                "host_rewrite": "a",
+                "host_rewrite_header": "b",
+                "host_path_regex_rewrite_pattern": "c",
+            },
+            "host_rewrite_header",
+            "host_rewrite and host_rewrite_header and host_path_regex_rewrite_pattern are given",
+        ),
+        (
+            {"host_rewrite_header": "a", "host_path_regex_rewrite_pattern": "b"},
+            "host_path_regex_rewrite_pattern",
+            "host_rewrite_header and host_path_regex_rewrite_pattern are given",
+        ),
         ({"host_rewrite_header": "a b"}, "host_rewrite_header", "is not a header name"),
         ({"set_request_headers": {"Host": "a"}}, "set_request_headers", "host cannot be set here"),
+        (
+            {"set_request_headers": {":path": "/a"}},
+            "set_request_headers",
+            "':path' is not a header",
+        ),
+        ({"remove_request_headers": [":path"]}, "remove_request_headers", "':path' is not a head"),
         ({"remove_request_headers": ["host"]}, "remove_request_headers", "cannot be removed"),
         (
             {"rewrite_response_headers": [{"header": "", "prefix": "a"}]},
@@ -110,6 +132,21 @@ TCP = {**HEALTH, "tcp_health_check": {}}
         ),
         ({"tls_client_cert": "eA=="}, "tls_client_cert", "cert both must be non-empty"),
         ({"tls_client_key_file": "/k"}, "tls_client_key_file", "cert both must be non-empty"),
+        (
+            {"tls_client_cert": "eA==", "tls_client_key": "eA=="},
+            "tls_client_cert",
+            "does not decode to PEM",
+        ),
+        (
+            {"tls_client_cert_file": "/none", "tls_client_key_file": "/none"},
+            "tls_client_cert_file",
+            "/none cannot be read",
+        ),
+        (
+            {"tls_downstream_client_ca_file": "/none"},
+            "tls_downstream_client_ca_file",
+            "/none cannot",
+        ),
         ({"tls_custom_ca": "%"}, "tls_custom_ca", "is not base64"),
         ({"tls_custom_ca": "eA=="}, "tls_custom_ca", "does not decode to PEM"),
         ({"tls_custom_ca_file": "/none"}, "tls_custom_ca_file", "/none cannot be read"),
@@ -137,6 +174,11 @@ TCP = {**HEALTH, "tcp_health_check": {}}
         (
             {"health_checks": [{**TCP, "unhealthy_threshold": None}]},
             "health_checks[0].unhealthy_threshold",
+            "is required",
+        ),
+        (
+            {"health_checks": [{**TCP, "healthy_threshold": None}]},
+            "health_checks[0].healthy_threshold",
             "is required",
         ),
         (
@@ -183,6 +225,16 @@ TCP = {**HEALTH, "tcp_health_check": {}}
             "policy route marked as public but contains whitelists",
         ),
         (
+            {"allow_public_unauthenticated_access": True, "allowed_domains": ["a"]},
+            "allow_public_unauthenticated_access",
+            "policy route marked as public but contains whitelists",
+        ),
+        (
+            {"allow_any_authenticated_user": True, "allowed_users": ["a"]},
+            "allow_any_authenticated_user",
+            "any authenticated user but contains whitelists",
+        ),
+        (
             {"allow_any_authenticated_user": True, "allowed_domains": ["a"]},
             "allow_any_authenticated_user",
             "any authenticated user but contains whitelists",
@@ -212,7 +264,16 @@ def test_errors(tmp_path: Path, keys: dict[str, Any], key: str, message: str) ->
     ("keys", "message"),
     [
         ({"from": "tcp+https://a:1", "to": "http://a:1"}, "upstream of a tcp+https route must be"),
+        ({"from": "udp+https://a:1", "to": "http://a:1"}, "upstream of a udp+https route must be"),
         ({"from": "ssh://a", "to": "http://a"}, "an ssh route has exactly one ssh:// upstream"),
+        (
+            {"from": "ssh://a", "to": None, "redirect": {"host_redirect": "b"}},
+            "an ssh route has exactly one ssh:// upstream",
+        ),
+        (
+            {"from": "ssh://a", "to": ["ssh://a", "ssh://b"]},
+            "an ssh route has exactly one ssh:// upstream",
+        ),
         ({"mcp": {}}, "mcp must have either server or client set"),
         (
             {"mcp": {"server": {"authorization_server_url": "http://a"}}},
@@ -231,6 +292,16 @@ def test_errors_of_kinds_that_come_later(
     tmp_path: Path, keys: dict[str, Any], message: str
 ) -> None:
     assert any(message in line for line in errors(tmp_path, keys))
+
+
+ISSUERS = "identity_providers: {main: {issuer: https://issuer.example.com, audiences: [gatehouse]}}"
+
+
+def test_issuers_are_those_of_the_settings(tmp_path: Path) -> None:
+    keys = {"bearer_token_format": "jwt", "identity_providers": ["Main", "other"]}
+    (error,) = errors(tmp_path, {**keys, "allowed_users": ["u"]}, ISSUERS)
+    assert error.startswith("routes[0].identity_providers: 'other' is not one of the global")
+    assert "(one of main)" in error
 
 
 def test_chaining_has_to_be_asked_for(tmp_path: Path) -> None:

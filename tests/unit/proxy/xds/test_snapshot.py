@@ -104,6 +104,21 @@ def test_a_changed_route_changes_the_route_configuration_alone():
     assert one.resources[ROUTE_CONFIGURATION] != two.resources[ROUTE_CONFIGURATION]
 
 
+def test_an_edited_policy_changes_the_checksum_of_its_route_alone():
+    members = {"allow_public_unauthenticated_access": False, "allowed_users": ["a@example.com"]}
+    before, after = config(route(name="one")), config(route(name="one", **members))
+    one, two = build_snapshot(before, ENVIRONMENT), build_snapshot(after, ENVIRONMENT)
+    for kind in one.resources.keys() - {ROUTE_CONFIGURATION}:
+        assert one.resources[kind] == two.resources[kind]
+    (old,), (new,) = policy_routes(before), policy_routes(after)
+    assert old != new
+    for found in (old, new):
+        # What scripts remember decisions by holds the checksum, too.
+        found.ClearField("typed_per_filter_config")
+        found.ClearField("metadata")
+    assert old == new
+
+
 def test_a_new_service_token_changes_nothing_but_itself():
     settings = config(route())
     one = build_snapshot(settings, ENVIRONMENT)
@@ -141,6 +156,16 @@ def test_every_tcp_listener_has_reuse_port_and_the_buffer_limit():
         assert each.per_connection_buffer_limit_bytes.value == 32768
 
 
+def test_the_redirect_has_another_name_where_the_main_listener_is_plain():
+    settings = config(
+        {**route(), "from": "http://app.example.com"},
+        insecure_server=True,
+        http_redirect_addr=":8080",
+    )
+    found = messages(build_snapshot(settings, ENVIRONMENT))[LISTENER]
+    assert {each.name for each in found} == {"http-ingress", "http-redirect-ingress"}
+
+
 def addresses(settings: ResolvedSettings, *, ipv6: bool) -> list[str]:
     built = build_snapshot(settings, replace(ENVIRONMENT, ipv6=ipv6))
     listener = messages(built)[LISTENER][0]
@@ -158,6 +183,7 @@ def test_an_empty_host_binds_every_address_the_machine_has():
         addresses(replace(settings, address=ListenAddress("host.internal", 443)), ipv6=True)
 
 
+KUBERNETES = {"kubernetes_service_account_token": "token"}
 # (route keys, timeout, idle timeout): dataplane, route timeouts; routes, timeouts
 TIMEOUTS = [
     ({}, 30, None),
@@ -171,6 +197,8 @@ TIMEOUTS = [
     ({"allow_spdy": True}, 30, None),
     ({"allow_websockets": True, "timeout": "9s", "idle_timeout": "3s"}, 9, 3),
     ({"timeout": "1h", "idle_timeout": "1h"}, 60, 300),
+    (KUBERNETES, 0, 0),
+    ({**KUBERNETES, "timeout": "9s", "idle_timeout": "3s"}, 9, 3),
 ]
 
 
@@ -320,6 +348,13 @@ def test_a_proxy_before_a_remote_authenticate_leaves_its_host_alone():
     told = dict(only.metadata.filter_metadata["envoy.filters.http.lua"])
     assert told == {"undecided": True, "mark": told["mark"]}
     assert "pomerium-authenticate" not in clusters(settings)
+
+
+def test_a_name_that_clients_ask_tls_for_is_a_host():
+    settings = config(route(tls_downstream_server_name="Certificate.Example.COM"))
+    found = virtual_hosts(settings)["certificate.example.com"]
+    assert list(found.domains) == ["certificate.example.com", "certificate.example.com:*"]
+    assert not [each.name for each in found.routes if each.name.startswith("policy-")]
 
 
 def test_ports_of_hosts():

@@ -33,6 +33,7 @@ VERSIONED_CONFIG: Final = TypeUrl("type.googleapis.com/pomerium.config.Versioned
 ROUTE: Final = TypeUrl("type.googleapis.com/pomerium.config.Route")
 POLICY: Final = TypeUrl("type.googleapis.com/pomerium.config.Policy")
 KEY_PAIR: Final = TypeUrl("type.googleapis.com/pomerium.config.KeyPair")
+SETTINGS: Final = TypeUrl("type.googleapis.com/pomerium.config.Settings")
 
 _MESSAGES: Final[Mapping[str, type[Message]]] = {
     CONFIG: config_pb2.Config,
@@ -40,6 +41,7 @@ _MESSAGES: Final[Mapping[str, type[Message]]] = {
     ROUTE: config_pb2.Route,
     POLICY: config_pb2.Policy,
     KEY_PAIR: config_pb2.KeyPair,
+    SETTINGS: config_pb2.Settings,
 }
 RECORD_TYPES: Final = tuple(_MESSAGES)
 """The types whose records `routes_of` takes."""
@@ -112,6 +114,7 @@ def _messages(
             issues.append(Issue(Severity.ERROR, place, "cannot be decoded", fix, SOURCE))
             continue
         decoded[record.type][record.id] = message
+    issues += _left_out_settings(decoded)
     for record_id, config in sorted(decoded[CONFIG].items()):
         for index, route in enumerate(config.routes):
             yield f"Config {record_id} routes[{index}]", route, []
@@ -127,6 +130,23 @@ def _messages(
     for record_id, route in sorted(decoded[ROUTE].items()):
         whole, problems = _filled_in(route, decoded[POLICY], decoded[KEY_PAIR])
         yield f"Route {record_id}", whole, problems
+
+
+def _left_out_settings(decoded: Mapping[str, Mapping[str, Any]]) -> Iterator[Issue]:
+    """Global keys that somebody stored and that nobody takes up: not without a word."""
+    configs = [
+        *((f"Config {each_id}", each) for each_id, each in sorted(decoded[CONFIG].items())),
+        *(
+            (f"VersionedConfig {each_id}", each.config)
+            for each_id, each in sorted(decoded[VERSIONED_CONFIG].items())
+            if not each.conditions
+        ),
+    ]
+    places = [f"{place} settings" for place, each in configs if each.settings.ByteSize()]
+    places += [f"Settings {each_id}" for each_id in sorted(decoded[SETTINGS])]
+    for place in places:
+        message = "are left out: of what the databroker holds, routes alone are taken up"
+        yield Issue(Severity.WARNING, place, message, "the same keys in the file", SOURCE)
 
 
 def _kind(type_url: str) -> str:

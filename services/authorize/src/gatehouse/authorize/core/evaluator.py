@@ -204,8 +204,9 @@ def decide(evaluation: Evaluation) -> Outcome:
     """What happens to the request. The order of these steps is the interface."""
     allow, deny = evaluation.allow, evaluation.deny
     if not _CERTIFICATE_REASONS.isdisjoint(deny.reasons):
-        return _denied(deny.reasons)
-    if _UNAUTHENTICATED in allow.reasons or _UNAUTHENTICATED in deny.reasons:
+        if _DEVICE_UNAUTHENTICATED not in deny.reasons:
+            return _denied(deny.reasons)
+    elif _UNAUTHENTICATED in allow.reasons or _UNAUTHENTICATED in deny.reasons:
         return SignIn(allow.reasons | deny.reasons)
     if _DEVICE_UNAUTHENTICATED in allow.reasons or _DEVICE_UNAUTHENTICATED in deny.reasons:
         return EnrolDevice(

@@ -224,7 +224,8 @@ def _headers(
         yield SERVERLESS_HEADER, bearer
         if not plan.sets_authorization and not _has_own_authorization(facts):
             yield "authorization", bearer
-    if plan.routing_key:
+    if plan.routing_key and identity.session_id:
+        # Nobody's key would be one for all of them: without it Envoy takes the client's address.
         yield ROUTING_KEY_HEADER, hashlib.sha256(identity.session_id.encode()).hexdigest()
 
     def resolve(reference: Reference) -> str:

@@ -24,6 +24,7 @@ from gatehouse.common.observability.logging import get_logger
 from gatehouse.common.observability.otlp import EXPORT_METHOD
 from gatehouse.common.runtime.health import HealthRegistry
 from gatehouse.proxy.core.xds.ordering import AwaitClusters, Push, Rest, next_step
+from gatehouse.proxy.core.xds.refusals import FIRST_S, Retries
 from gatehouse.proxy.core.xds.resource import (
     CLUSTER,
     LISTENER,
@@ -58,8 +59,13 @@ class AdsServer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
         *,
         warming_clusters: WarmingClusters | None = None,
         spans: Callable[[bytes], None] | None = None,
+        first_retry_s: float = FIRST_S,
     ) -> None:
-        """`spans` takes what Envoy has to tell a collector of traces, undecoded."""
+        """`spans` takes what Envoy has to tell a collector of traces, undecoded.
+
+        `first_retry_s`: what was refused for the state of the machine is sent again after it.
+        """
+        self.first_retry_s = first_retry_s
         self._spans = spans
         self._health = health
         self._clock = clock
@@ -204,6 +210,7 @@ class _Stream:
         self.wake = asyncio.Event()
         self.settled_version = ""
         self._closed = False
+        self._retries = Retries(server.first_retry_s)
         self._warming: frozenset[str] = frozenset()
         self._warm_by_s = 0.0
 
@@ -233,14 +240,20 @@ class _Stream:
             )
         )
         if isinstance(outcome, Nacked):
+            again_s = self._retries.refused(
+                type_url, subscription.refused_versions, outcome.reason, self._server.now_s()
+            )
             _log.error(
                 "envoy refused a configuration",
                 type=SHORT_NAMES[type_url],
                 resources=sorted(outcome.names)[:20],
                 reason=outcome.reason,
+                next_try="when it changes" if again_s is None else f"in {again_s:g} s",
             )
             self._server.answered(type_url, subscription)
         elif isinstance(outcome, Acked):
+            if not subscription.refused:
+                self._retries.accepted(type_url)
             self._server.answered(type_url, subscription)
 
     async def write(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
@@ -250,6 +263,8 @@ class _Stream:
             if snapshot is None:
                 await self.wake.wait()
                 continue
+            for type_url in self._retries.take_due(self._server.now_s()):
+                self.subscriptions[type_url].try_again(snapshot.resources[type_url])
             step = next_step(self.subscriptions, snapshot.resources, warming=self._warming)
             match step:
                 case Push(type_url, delta):
@@ -291,7 +306,9 @@ class _Stream:
         if idle:
             self.settled_version = "" if refused else snapshot.version
         await self._server.settled(self)
-        await self.wake.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._retries.wait_s(self._server.now_s())):
+                await self.wake.wait()
 
 
 def _response(

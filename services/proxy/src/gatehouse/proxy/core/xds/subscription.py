@@ -110,6 +110,17 @@ class Subscription:
         """Why the client refused something; empty once it took what came instead."""
         return self._reason
 
+    @property
+    def refused_versions(self) -> Mapping[str, str]:
+        """What the last refusal spoke of, by name; "" for a removal."""
+        return dict(self._refused)
+
+    def try_again(self, resources: ResourceMap) -> None:
+        """Have sent once more what was refused, as far as `resources` still hold that version."""
+        for name, version in self._refused.items():
+            if name in resources and resources[name].version == version:
+                self._known[name] = _UNKNOWN_VERSION
+
     def refuses(self, resources: ResourceMap) -> bool:
         """True when `resources` hold a version that the client refused.
 
@@ -185,6 +196,7 @@ class Subscription:
             return Subscribed()
         self._in_flight = None
         # Refused versions count as known too: sending them again would only be refused again.
+        # `try_again` is for those that may be taken later.
         for name, version in in_flight.versions.items():
             if self.wants(name) and name not in request.subscribe:
                 self._known[name] = version
