@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.support.identity import provider_mock
@@ -26,6 +27,23 @@ class World:
     stack: Stack
     upstream: EchoUpstream
     issuer: str
+
+    def client(self, **options: Any) -> httpx.Client:
+        """As `Stack.client`; no refusal lets a byte through to the upstream.
+
+        For requests that are made one after the other.
+        """
+        received = [0]
+
+        def sent(_request: httpx.Request) -> None:
+            received[0] = self.upstream.received
+
+        def answered(response: httpx.Response) -> None:
+            headers = [(name.lower(), value) for name, value in response.headers.items()]
+            self.upstream.check_refusal(headers, received[0])
+
+        hooks = {"request": [sent], "response": [answered]}
+        return self.stack.client(event_hooks=hooks, **options)
 
 
 def standard_routes(upstream: str) -> list[dict[str, Any]]:

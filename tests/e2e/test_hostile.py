@@ -132,7 +132,7 @@ def test_r13_method_in_other_letters_is_refused(world: World) -> None:
 
 
 def test_r15_r18_r23_client_sent_identity_and_credentials_never_arrive(world: World) -> None:
-    with world.stack.client() as client:
+    with world.client() as client:
         sign_in(client, world.stack.url("app.localhost"), GRACE)
         handle = client.cookies.get("_pomerium", domain="app.localhost")
         assert handle
@@ -164,10 +164,10 @@ def test_r15_r18_r23_client_sent_identity_and_credentials_never_arrive(world: Wo
 
 @pytest.mark.parametrize("prefix", ["Pomerium ", "Bearer Pomerium-"])
 def test_handle_in_a_header_works_and_is_not_forwarded(world: World, prefix: str) -> None:
-    with world.stack.client() as client:
+    with world.client() as client:
         sign_in(client, world.stack.url("app.localhost"), GRACE)
         handle = client.cookies.get("_pomerium", domain="app.localhost")
-    with world.stack.client() as other:
+    with world.client() as other:
         answer = other.get(
             world.stack.url("app.localhost"), headers={"authorization": f"{prefix}{handle}"}
         )
@@ -176,7 +176,7 @@ def test_handle_in_a_header_works_and_is_not_forwarded(world: World, prefix: str
 
 
 def test_r22_envoy_headers_from_clients_are_dropped(world: World) -> None:
-    with world.stack.client() as client:
+    with world.client() as client:
         answer = client.get(
             world.stack.url("public.localhost"),
             headers={"x-envoy-original-path": "/admin", "x-envoy-upstream-rq-timeout-ms": "1"},
@@ -202,13 +202,13 @@ def test_r49_malformed_cookies_mean_sign_in(world: World, value: str) -> None:
 
 
 def test_r37_handles_signed_by_others_are_no_session(world: World) -> None:
-    with world.stack.client() as client:
+    with world.client() as client:
         sign_in(client, world.stack.url("app.localhost"), GRACE)
         handle = client.cookies.get("_pomerium", domain="app.localhost")
         assert handle
     claims = jwt.decode(handle, options={"verify_signature": False})
     forged = jwt.encode(claims, "another-secret-of-thirty-two-bytes!!", algorithm="HS256")
-    with world.stack.client() as other:
+    with world.client() as other:
         for token in (forged, handle[:-2], handle[:-4] + "AAAA", handle + "A"):
             answer = other.get(
                 world.stack.url("app.localhost"), headers={"cookie": f"_pomerium={token}"}
@@ -218,17 +218,17 @@ def test_r37_handles_signed_by_others_are_no_session(world: World) -> None:
 
 def test_handle_of_one_use_is_refused_for_another(world: World) -> None:
     """The authenticate cookie is no credential at a route, and the other way round."""
-    with world.stack.client() as client:
+    with world.client() as client:
         sign_in(client, world.stack.url("app.localhost"), GRACE)
         own = client.cookies.get("_pomerium_authenticate", domain="authenticate.localhost")
         assert own
-    with world.stack.client() as other:
+    with world.client() as other:
         answer = other.get(world.stack.url("app.localhost"), headers={"cookie": f"_pomerium={own}"})
         assert answer.status_code == 302
 
 
 def test_r27_signed_urls_cannot_be_altered(world: World) -> None:
-    with world.stack.client() as client:
+    with world.client() as client:
         signed = client.get(world.stack.url("app.localhost")).headers["location"]
         query = query_of(signed)
         parts = urlsplit(signed)
@@ -245,7 +245,7 @@ def test_r27_signed_urls_cannot_be_altered(world: World) -> None:
             {**query, "extra": "1"},
         ]
         for changed in altered:
-            with world.stack.client() as fresh:
+            with world.client() as fresh:
                 answer = fresh.get(with_query(changed), headers={"accept": "text/html"})
                 if answer.is_redirect:
                     assert answer.headers["location"].startswith(world.issuer)
@@ -263,7 +263,7 @@ def callback_of(hops: list[str]) -> str:
 
 
 def test_r30_a_callback_url_works_once(world: World) -> None:
-    with world.stack.client() as client:
+    with world.client() as client:
         hops = sign_in(client, world.stack.url("app.localhost"), GRACE)
         callback = callback_of([str(hop.url) for hop in hops])
         again = client.get(callback, headers={"accept": "text/html"})
@@ -273,7 +273,7 @@ def test_r30_a_callback_url_works_once(world: World) -> None:
 
 def test_r31_a_callback_url_of_another_browser_sets_no_cookie(world: World) -> None:
     """Login fixation: the attacker's own callback URL, opened by the victim."""
-    with world.stack.client() as attacker:
+    with world.client() as attacker:
         first = attacker.get(world.stack.url("app.localhost"))
         page = follow(attacker, attacker.send(first.next_request))[-1]  # type: ignore[arg-type]
         answer = attacker.post(page.url, data={"sub": ADA})
@@ -282,7 +282,7 @@ def test_r31_a_callback_url_of_another_browser_sets_no_cookie(world: World) -> N
             assert request is not None
             answer = attacker.send(request)
         callback = answer.headers["location"]
-    with world.stack.client() as victim:
+    with world.client() as victim:
         refused = victim.get(callback, headers={"accept": "text/html"})
         assert refused.status_code == 400
         assert "_pomerium" not in victim.cookies
@@ -290,13 +290,13 @@ def test_r31_a_callback_url_of_another_browser_sets_no_cookie(world: World) -> N
 
 def test_state_of_another_browser_is_refused(world: World) -> None:
     """Login CSRF at authenticate: the provider's answer brought to a browser that never asked."""
-    with world.stack.client() as attacker:
+    with world.client() as attacker:
         first = attacker.get(world.stack.url("app.localhost"))
         page = follow(attacker, attacker.send(first.next_request))[-1]  # type: ignore[arg-type]
         answer = attacker.post(page.url, data={"sub": ADA})
         provider_callback = answer.headers["location"]
         assert "/oauth2/callback" in provider_callback
-    with world.stack.client() as victim:
+    with world.client() as victim:
         refused = victim.get(provider_callback, headers={"accept": "text/html"})
         assert refused.status_code == 400
         assert not victim.cookies.get("_pomerium_authenticate")
@@ -304,7 +304,7 @@ def test_state_of_another_browser_is_refused(world: World) -> None:
 
 def test_r34_reflected_text_is_escaped(world: World) -> None:
     payload = "<script>alert(1)</script>"
-    with world.stack.client() as client:
+    with world.client() as client:
         answer = client.get(
             f"{world.stack.authenticate_url}/oauth2/callback",
             params={"error": "access_denied", "error_description": payload, "state": payload},
@@ -317,7 +317,7 @@ def test_r34_reflected_text_is_escaped(world: World) -> None:
 
 def test_no_secret_in_any_log(world: World) -> None:
     """Runs last in this file: greps what all the processes have written so far."""
-    with world.stack.client() as client:
+    with world.client() as client:
         sign_in(client, world.stack.url("app.localhost"), GRACE)
         cookies = [cookie.value for cookie in client.cookies.jar if cookie.value]
     secrets = [

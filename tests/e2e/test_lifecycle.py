@@ -158,16 +158,19 @@ def test_sessions_survive_a_restart_on_the_file_store(fresh_stack: Fresh) -> Non
         assert again.status_code == 200, again.text[:500]
 
 
-def envoy_of(process: subprocess.Popen[bytes]) -> int:
+def envoys_of(process: subprocess.Popen[bytes]) -> list[int]:
     children = subprocess.run(
         ["ps", "-o", "pid=,comm=", "--ppid", str(process.pid)],
         check=True,
         capture_output=True,
         text=True,
     ).stdout.split("\n")
-    found = [int(line.split()[0]) for line in children if "envoy" in line]
-    assert len(found) == 1, children
-    return found[0]
+    return [int(line.split()[0]) for line in children if "envoy" in line]
+
+
+def envoy_of(process: subprocess.Popen[bytes]) -> int:
+    (found,) = envoys_of(process)
+    return found
 
 
 def test_a_killed_envoy_is_restarted(fresh_stack: Fresh) -> None:
@@ -284,7 +287,9 @@ def test_databroker_away_keeps_signed_in_users_working(
         )
 
 
-def test_grpc_health_of_every_process(fresh_stack: Fresh, postgres_dsn: str) -> None:
+def test_every_process_tells_its_health_over_grpc_and_only_a_proxy_has_an_envoy(
+    fresh_stack: Fresh, postgres_dsn: str
+) -> None:
     stack, _ = fresh_stack(split=True, postgres=postgres_dsn)
     stack.start()
     for name, port in stack.grpc_ports.items():
@@ -308,4 +313,6 @@ def test_grpc_health_of_every_process(fresh_stack: Fresh, postgres_dsn: str) -> 
             assert done.returncode == 0, (name, service, done.stdout, done.stderr)
     statuses = json.loads(stack.processes["proxy"].probe("/status").text)
     assert "envoy.server" in statuses["statuses"]
+    for name, started in stack.processes.items():
+        assert len(envoys_of(started.process)) == (name == "proxy"), name
     assert stack.stop() == {"proxy": 0, "authenticate": 0, "authorize": 0, "databroker": 0}

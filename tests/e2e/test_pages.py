@@ -23,7 +23,7 @@ JSON = {"accept": "application/json"}
 def test_the_portal_shows_what_each_person_may_open(world: World) -> None:
     portal = world.stack.url("app.localhost", "/.pomerium/routes")
     api = world.stack.url("app.localhost", "/.pomerium/api/v1/routes")
-    with world.stack.client() as ada, world.stack.client() as grace, world.stack.client() as none:
+    with world.client() as ada, world.client() as grace, world.client() as none:
         found = {}
         for client, user in ((ada, ADA), (grace, GRACE)):
             assert sign_in(client, portal, user)[-1].status_code == 200
@@ -42,7 +42,7 @@ def test_the_portal_shows_what_each_person_may_open(world: World) -> None:
 
 def test_who_am_i_as_page_and_as_json(world: World) -> None:
     info = world.stack.url("app.localhost", "/.pomerium/")
-    with world.stack.client() as client:
+    with world.client() as client:
         assert client.get(info, headers=JSON).json()["isImpersonated"] is False
         sign_in(client, world.stack.url("app.localhost"), ADA)
         document = client.get(info, headers=JSON).json()
@@ -75,7 +75,7 @@ def gatehouse(world: World, *arguments: str) -> subprocess.CompletedProcess[str]
 
 def test_r44_an_operator_ends_a_session_and_all_of_a_user(world: World) -> None:
     app = world.stack.url("app.localhost")
-    with world.stack.client() as first, world.stack.client() as second, world.stack.client() as o:
+    with world.client() as first, world.client() as second, world.client() as o:
         for client, user in ((first, ADA), (second, ADA), (o, GRACE)):
             assert sign_in(client, app, user)[-1].status_code == 200
 

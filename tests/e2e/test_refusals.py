@@ -93,7 +93,7 @@ def test_robots_are_told_to_stay_away_from_what_they_may_not_read(world: World) 
 
 def test_a_refused_person_finds_their_session_and_signs_out_back_to_the_page(world: World) -> None:
     page = world.stack.url("admin.localhost", "/x?a=b")
-    with world.stack.client() as client:
+    with world.client() as client:
         refused = sign_in(client, page, GRACE)[-1]
         assert refused.status_code == 403
         (link,) = re.findall(r'href="([^"]+)">Your session<', refused.text)

@@ -252,7 +252,7 @@ def test_r51_without_a_databroker_nobody_is_sent_in_circles(
     assert answer.status == 503
     away = http1(world, host="app.localhost")
     assert away.status == 302
-    with stack.client() as client:
+    with world.client() as client:
         page = client.get(away.location, headers={"accept": "text/html"})
         assert page.status_code == 503
         assert "location" not in page.headers
@@ -289,7 +289,7 @@ def test_r51_while_postgresql_is_away_nobody_is_sent_in_circles(
         assert http1(world, host="app.localhost", lines=unknown).status == 503
         away = http1(world, host="app.localhost")
         assert away.status == 302
-        with stack.client() as client:
+        with world.client() as client:
             page = client.get(away.location, headers={"accept": "text/html"})
             assert page.status_code == 503
             assert "location" not in page.headers

@@ -93,7 +93,7 @@ def test_r28_an_assertion_is_for_one_host_and_verifies_with_the_published_keys(
     world: World,
 ) -> None:
     handle = handle_of(world, ADA)
-    client = world.stack.client()
+    client = world.client()
     with client:
         keys = client.get(world.stack.url("app.localhost", "/.well-known/pomerium/jwks.json"))
     [key] = jwt.PyJWKSet.from_dict(keys.json()).keys

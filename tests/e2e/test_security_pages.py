@@ -18,13 +18,13 @@ CROSS_SITE = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "acc
 
 
 def _signed_sign_out_from_route(world: World) -> str:
-    with world.stack.client() as attacker:
+    with world.client() as attacker:
         answer = attacker.get(world.stack.url("app.localhost", "/.pomerium/sign_out"))
         return str(answer.headers["location"])
 
 
 def _signed_sign_out_from_page(world: World) -> str:
-    with world.stack.client() as attacker:
+    with world.client() as attacker:
         page = attacker.get(f"{world.stack.authenticate_url}/.pomerium/sign_out").text
     [link] = re.findall(r'href="([^"]*/\.pomerium/sign_out[^"]*)"', page)
     return html.unescape(link)
@@ -34,7 +34,7 @@ def _signed_sign_out_from_page(world: World) -> str:
 def test_r34_a_signed_sign_out_link_of_somebody_else_signs_nobody_out(world: World, source) -> None:
     """Anybody gets a signed link without a session; it must not work in every browser."""
     link = source(world)
-    with world.stack.client() as victim:
+    with world.client() as victim:
         sign_in(victim, world.stack.url("app.localhost"), GRACE)
         answer = victim.get(link, headers=CROSS_SITE)
         assert answer.status_code == 200  # asks
@@ -43,7 +43,7 @@ def test_r34_a_signed_sign_out_link_of_somebody_else_signs_nobody_out(world: Wor
 
 def test_r34_naming_the_provider_is_no_proof_of_being_it(world: World) -> None:
     """`iss` is public. A front-channel logout that ends a session must also name it (`sid`)."""
-    with world.stack.client() as victim:
+    with world.client() as victim:
         sign_in(victim, world.stack.url("app.localhost"), GRACE)
         url = world.stack.url("app.localhost", f"/.pomerium/sign_out?iss={world.issuer}")
         assert victim.get(url, headers=CROSS_SITE).status_code == 200
@@ -93,7 +93,7 @@ def every_page(world: World) -> dict[str, tuple[str, int]]:
 
 
 def test_every_page_has_a_json_twin_and_neither_is_framed_stored_or_scripted(world: World) -> None:
-    with world.stack.client() as client:
+    with world.client() as client:
         sign_in(client, world.stack.url("app.localhost"), GRACE)
         follow(client, client.get(world.stack.url("admin.localhost"), headers=HTML))
         for name, (url, status) in every_page(world).items():

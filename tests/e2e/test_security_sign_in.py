@@ -56,7 +56,7 @@ def changed(url: str, **values: str | None) -> str:
 
 @contextmanager
 def browsers(world: World, count: int) -> Iterator[list[httpx.Client]]:
-    clients = [world.stack.client() for _ in range(count)]
+    clients = [world.client() for _ in range(count)]
     try:
         yield clients
     finally:
@@ -108,7 +108,7 @@ def evil_targets(own: str) -> list[str]:
 def test_r26_a_signed_sign_in_leads_to_no_foreign_host(world: World) -> None:
     """Even with a good signature: whoever could make one must not gain an open redirect."""
     now_s = SystemClock().now_s()
-    with world.stack.client() as client:
+    with world.client() as client:
         for target in evil_targets("app.localhost"):
             query = urlencode({"pomerium_redirect_uri": target, "gatehouse_login": "0" * 64})
             url = f"{world.stack.authenticate_url}/.pomerium/sign_in?{query}"
@@ -117,7 +117,7 @@ def test_r26_a_signed_sign_in_leads_to_no_foreign_host(world: World) -> None:
 
 
 def test_r26_a_signed_callback_leads_to_no_foreign_host(world: World) -> None:
-    with world.stack.client() as client:
+    with world.client() as client:
         genuine = hops_until(client, world.stack.url("app.localhost"), "/.pomerium/callback")
         for target in evil_targets("app.localhost"):
             url = changed(genuine, pomerium_redirect_uri=target)
@@ -129,7 +129,7 @@ def test_r26_a_signed_callback_leads_to_no_foreign_host(world: World) -> None:
 
 
 def test_r26_programmatic_and_sign_out_targets(world: World) -> None:
-    with world.stack.client() as client:
+    with world.client() as client:
         for target in evil_targets("localhost")[:-3]:
             if target in ("http://localhost/", "https://localhost//evil.example/%2f.."):
                 continue
@@ -154,7 +154,7 @@ def test_r27_every_signed_handler_refuses_a_spoiled_signature(world: World) -> N
     ]
     # Unsigned, this one asks; with any part of a signature it must hold.
     marked = f"{world.stack.authenticate_url}/.pomerium/sign_out"
-    with world.stack.client() as client:
+    with world.client() as client:
         for url in [*signed, marked]:
             now_s = SystemClock().now_s()
             good = sign_url(url, key_of(world), now_s=now_s)
@@ -185,7 +185,7 @@ def test_r27_every_signed_handler_refuses_a_spoiled_signature(world: World) -> N
 
 
 def test_r27_a_signature_is_for_one_host_and_path(world: World) -> None:
-    with world.stack.client() as client:
+    with world.client() as client:
         genuine = hops_until(client, world.stack.url("app.localhost"), "/.pomerium/callback")
         for other in (
             genuine.replace("//app.localhost", "//admin.localhost"),
@@ -202,7 +202,7 @@ def test_r27_a_signature_is_for_one_host_and_path(world: World) -> None:
 
 
 def test_r30_of_two_simultaneous_uses_of_a_callback_one_is_honoured(world: World) -> None:
-    with world.stack.client() as client:
+    with world.client() as client:
         callback = hops_until(client, world.stack.url("app.localhost"), "/.pomerium/callback")
         cookies = "; ".join(
             f"{cookie.name}={cookie.value}"
@@ -218,7 +218,7 @@ def test_r30_of_two_simultaneous_uses_of_a_callback_one_is_honoured(world: World
 
 
 def test_r30_reordering_a_used_callback_does_not_make_it_new(world: World) -> None:
-    with world.stack.client() as client:
+    with world.client() as client:
         start = world.stack.url("app.localhost")
         callback = hops_until(client, start, "/.pomerium/callback")
         binding = {c.name: c.value or "" for c in client.cookies.jar if "_login_" in c.name}
@@ -244,7 +244,7 @@ def test_r30_reordering_a_used_callback_does_not_make_it_new(world: World) -> No
 def test_r31_planted_cookies_do_not_survive_a_sign_in(world: World) -> None:
     """The session after a sign-in is a new one, and what was planted before is gone."""
     planted = handle_of(world, MALLORY)
-    with world.stack.client() as client:
+    with world.client() as client:
         client.cookies.set("_pomerium_authenticate", planted, domain="authenticate.localhost")
         leaving = follow(client, client.get(world.stack.url("app.localhost"), headers=HTML))
         cleared = [
@@ -290,7 +290,7 @@ def test_r32_an_answer_of_the_provider_works_once_and_only_with_its_state(world:
         assert one.get(mixed, headers=HTML).status_code in (400, 500)
         swapped = changed(first, state=query_of(second)["state"])
         assert one.get(swapped, headers=HTML).status_code == 400
-    with world.stack.client() as client:
+    with world.client() as client:
         good = hops_until(client, url, "/oauth2/callback")
         for bad in (
             changed(good, state=None),
@@ -307,7 +307,7 @@ def test_r32_an_answer_of_the_provider_works_once_and_only_with_its_state(world:
 
 
 def test_r33_two_tabs_sign_in_side_by_side(world: World) -> None:
-    with world.stack.client() as client:
+    with world.client() as client:
         pages = [
             follow(client, client.get(world.stack.url("app.localhost", path), headers=HTML))[-1]
             for path in ("/one", "/two")
@@ -320,7 +320,7 @@ def test_r33_two_tabs_sign_in_side_by_side(world: World) -> None:
 
 def test_r33_two_tabs_sent_to_sign_in_at_once_both_arrive(world: World) -> None:
     """Neither had a cookie yet: each is given one, and the second replaces the first."""
-    with world.stack.client() as client:
+    with world.client() as client:
         first = client.get(world.stack.url("app.localhost", "/one"), headers=HTML)
         client.cookies.clear()
         second = client.get(world.stack.url("app.localhost", "/two"), headers=HTML)
@@ -338,7 +338,7 @@ def test_r33_two_tabs_sent_to_sign_in_at_once_both_arrive(world: World) -> None:
 
 
 def test_r34_a_cross_site_sign_out_asks_first(world: World) -> None:
-    with world.stack.client() as client:
+    with world.client() as client:
         sign_in(client, world.stack.url("app.localhost"), GRACE)
         for headers in (
             {"sec-fetch-site": "cross-site"},
@@ -354,7 +354,7 @@ def test_r34_a_cross_site_sign_out_asks_first(world: World) -> None:
 
 
 def test_r35_r44_sign_out_deletes_cookie_and_session_everywhere(world: World) -> None:
-    with world.stack.client() as client:
+    with world.client() as client:
         sign_in(client, world.stack.url("app.localhost"), GRACE)
         handle = client.cookies.get("_pomerium", domain="app.localhost")
         answer = client.get(world.stack.url("app.localhost", "/.pomerium/sign_out"))
@@ -386,7 +386,7 @@ def test_r35_r44_sign_out_deletes_cookie_and_session_everywhere(world: World) ->
 
 
 def test_r36_user_pages_show_no_token(world: World) -> None:
-    with world.stack.client() as client:
+    with world.client() as client:
         sign_in(client, world.stack.url("app.localhost"), GRACE)
         handle = client.cookies.get("_pomerium", domain="app.localhost") or ""
         pages = [
@@ -523,7 +523,7 @@ def test_r41_r42_r45_r52_deny_beside_public_allow_and_who_is_refused_for_good(
 
 def handle_of_status(world: World, user: str, host: str) -> int:
     """The status of the page that `user` arrives at after signing in."""
-    with world.stack.client() as client:
+    with world.client() as client:
         url = world.stack.url(host)
         page = follow(client, client.get(url, headers=HTML))[-1]
         return follow(client, mock_provider_form(client, page, user))[-1].status_code

@@ -71,6 +71,35 @@ def portal(client: httpx.Client, stack: Stack) -> dict[str, Any]:
     return {route["name"]: route for route in answer.json()["routes"]}
 
 
+STORED_IN: dict[str, dict[str, Any]] = {
+    "rest": {},
+    "short": {"prefix": "/a"},
+    "long": {"prefix": "/a/b"},
+    "expression": {"regex": "/r/.*"},
+    "first": {"regex": "/[a-z]/1", "regexPriorityOrder": 5},
+    "path": {"path": "/a/b/c"},
+}
+TAKEN_BY = {
+    "/a/b/c": "path",
+    "/a/b/d": "long",
+    "/ab": "short",
+    "/a/1": "first",
+    "/r/1": "first",
+    "/r/2": "expression",
+    "/z": "rest",
+}
+
+
+def taken(client: httpx.Client, stack: Stack, path: str) -> str:
+    """The stored route that takes a path."""
+    answer = client.get(stack.url("new.localhost", path))
+    if answer.status_code != 200:
+        return ""
+    rewritten: str = answer.json()["path"].removeprefix("/")
+    (found,) = (name for name in STORED_IN if rewritten.startswith(name))
+    return found
+
+
 def test_a_stored_route_is_served_a_bad_one_refused_alone_and_a_deleted_one_gone(
     fresh_stack: Fresh,
 ) -> None:
@@ -115,3 +144,9 @@ def test_a_stored_route_is_served_a_bad_one_refused_alone_and_a_deleted_one_gone
         wait_for(lambda: status(client, stack, "new.localhost") == 404)
         wait_for(lambda: status(client, stack, "nobody.localhost") == 404)
         assert status(client, stack, "public.localhost") == 200
+
+        # Whatever order they were stored in: paths, expressions by their own order, prefixes.
+        for record_id, keys in STORED_IN.items():
+            named = {"from": "https://new.localhost", "prefixRewrite": f"/{record_id}"}
+            put(stack, record_id, **named, **keys, **public)
+        wait_for(lambda: {path: taken(client, stack, path) for path in TAKEN_BY} == TAKEN_BY)

@@ -70,10 +70,17 @@ class Gatehouse:
     access_log_path: Path
 
     def log(self) -> str:
-        return self.log_path.read_text(errors="replace")
+        """What it has said; while it runs, the lines that are whole."""
+        return self._lines(self.log_path)
 
     def access_log(self) -> str:
-        return self.access_log_path.read_text(errors="replace")
+        """What its Envoy has said of requests, likewise."""
+        return self._lines(self.access_log_path)
+
+    def _lines(self, path: Path) -> str:
+        is_over = self.process.poll() is not None
+        text = path.read_text(errors="replace")
+        return text if is_over else text[: text.rfind("\n") + 1]
 
     def probe(self, path: str) -> httpx.Response:
         return httpx.get(f"http://{self.health_address}{path}", timeout=5.0, trust_env=False)

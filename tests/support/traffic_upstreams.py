@@ -76,6 +76,7 @@ class Seen:
     server_name: str | None = None  # what TLS asked for
     client_names: tuple[str, ...] = ()  # of the client's certificate
     protocol: str | None = None  # that TLS settled on (ALPN)
+    peer: str = ""  # the address that it came from; none of a Unix socket
 
     def values(self, name: str) -> list[str]:
         return [value for header, value in self.headers if header.lower() == name]
@@ -232,6 +233,11 @@ class Server:
         return None if secured is None else secured.selected_alpn_protocol()
 
     @staticmethod
+    def _peer(writer: asyncio.StreamWriter) -> str:
+        name = writer.get_extra_info("peername")
+        return name[0] if isinstance(name, tuple) else ""
+
+    @staticmethod
     def _client_names(writer: asyncio.StreamWriter) -> tuple[str, ...]:
         certificate = writer.get_extra_info("peercert") or {}
         return tuple(value for _, value in certificate.get("subjectAltName", ()))
@@ -278,6 +284,7 @@ class Application(Server):
                 server_name=self._server_name(writer),
                 client_names=self._client_names(writer),
                 protocol=self._protocol(writer),
+                peer=self._peer(writer),
             )
             if urlsplit(target).path == "/health":
                 self.checks.append(seen)

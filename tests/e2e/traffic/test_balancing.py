@@ -104,7 +104,8 @@ def routes(steady: Farm, fragile: Farm, port: int, grpc_ports: list[int]) -> lis
         "weights": {"to": [f"{a},1", f"{b},3", f"{c},6"]},
         "random": {"to": [a, b], "load_balancing_policy": "RANDOM"},
         "least-weights": {"to": [f"{a},3", f"{b},1"], "load_balancing_policy": "LEAST_REQUEST"},
-        "maglev-weights": {"to": [f"{a},1", f"{b},1000"], "load_balancing_policy": "MAGLEV"},
+        "maglev-weights": {"to": [f"{a},1", f"{b},50000"], "load_balancing_policy": "MAGLEV"},
+        "ring-weights": {"to": [f"{a},1", f"{b},50000"], "load_balancing_policy": "RING_HASH"},
         "least": {
             "to": [a, b],
             "lb_policy": "least_request",
@@ -253,8 +254,13 @@ def test_clients_without_a_session_are_spread_by_their_addresses(world: World, h
     assert len(set.union(*used.values())) > 1
 
 
-def test_hashing_keeps_weights(world: World) -> None:
-    assert world.share("maglev-weights", 5, world.steady) == [0, 5, 0]
+@pytest.mark.parametrize("host", ["ring-weights", "maglev-weights"])
+def test_hashing_keeps_weights(world: World, host: str) -> None:
+    for number in range(2, 7):
+        world.steady.clear()
+        with world.product.connection(source=f"127.0.0.{number}") as connection:
+            assert connection.request(host=f"{host}.{DOMAIN}").status == 200
+        assert world.steady.counts == [0, 1, 0]
 
 
 def test_a_signed_in_user_sticks_by_session(world: World) -> None:
@@ -436,6 +442,25 @@ def test_a_routes_limit_beats_the_global_one(world: World) -> None:
     assert crowd(world, "own", 6) == [503] * 2 + [200] * 4
     for host in ("partly", "global"):
         assert crowd(world, host, 4) == [503] * 2 + [200] * 2, host
+
+
+def test_upstreams_are_reached_from_the_address_that_is_set(world: World) -> None:
+    upstream = world.steady.members[0]
+    route = https("from-here", to=upstream.url)
+    for keys, address in (
+        ({}, "127.0.0.1"),
+        ({"envoy_bind_config_source_address": "127.0.0.9"}, "127.0.0.9"),
+        (
+            {
+                "envoy_bind_config_source_address": "127.0.0.10",
+                "envoy_bind_config_freebind": True,
+            },
+            "127.0.0.10",
+        ),
+    ):
+        world.product.reload([route], **SETTINGS, **keys)
+        assert world.product.get("from-here").status == 200
+        assert upstream.seen[-1].peer == address
 
 
 def test_names_are_asked_over_tcp_where_the_settings_say_so(

@@ -411,11 +411,15 @@ def test_r57_a_resumed_session_is_judged_like_a_new_one(
     first.close()
 
     def again(host: str) -> tuple[bool, int, Reply | None]:
+        assert world.guarded is not None
+        before = world.guarded.received
         try:
             with Connection(world.port, context, session=session) as connection:
                 reply = connection.request(host=f"{host}.{DOMAIN}")
+                world.guarded.check_refusal(reply.headers, before)
                 return bool(session_of(connection)[1]), reply.status, reply
         except OSError:
+            assert world.guarded.received == before
             return False, REFUSED, None
 
     reused, code, reply = again("told")
@@ -444,8 +448,11 @@ def test_r57_no_session_outlives_the_list_that_revokes_it(
         assert second.request(host=f"public.{DOMAIN}").status == 200
         assert session_of(second)[1]
     use(enforcement="reject_connection", crl=b64(ROOT.revoke(ADA)))
+    assert world.guarded is not None
+    before = world.guarded.received
     with pytest.raises(OSError), Connection(world.port, context, session=session) as third:
         third.request(host=f"public.{DOMAIN}")
+    assert world.guarded.received == before
 
 
 # -- HTTP/3
@@ -464,11 +471,15 @@ def test_r57_http3_is_no_way_around(
 
     def over_http3(file: Path | None) -> int:
         name = f"public.{DOMAIN}"
+        assert world.guarded is not None
+        before = world.guarded.received
         with (
             http3_bridge(world.port, world.authority.path, name, file) as port,
             Connection(port, None) as bridge,
         ):
-            return bridge.request(host=name).status
+            reply = bridge.request(host=name)
+        world.guarded.check_refusal(reply.headers, before)
+        return reply.status
 
     world.reload(made, dial=ada, codec_type="http3", **mtls())
     assert [over_http3(file) for file in (None, stranger, pem)] == [495, 495, 200]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.e2e.test_security_failing import envoy_of, memory_mib
 from tests.support.client_pki import CLIENT, Issued
 from tests.support.http3 import Http3Error, http3
 from tests.support.sign_in import sign_in
@@ -129,6 +131,37 @@ async def test_r53_a_length_that_is_not_kept_to_reaches_no_upstream(
         seen = (await after.request("/after", host=APP)).seen
     assert (seen["path"], seen["body_size"]) == ("/after", 0)
     assert not [each for each in application.seen if each.target == "/liar" and each.whole]
+
+
+async def test_r55_a_small_header_block_that_means_a_hundred_megabytes_is_refused(
+    world: Product, application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One large field in QPACK's dynamic table, then a byte or two for each further copy of it."""
+    envoy = envoy_of(world.stack)
+    large = ("x-large", "v" * 3500)
+    blocks: list[int] = []
+    async with http3(world.port, world.authority.path, APP) as client:
+        encode = client._http._encode_headers
+
+        def recorded(stream: int, headers: Any) -> bytes:
+            block = encode(stream, headers)
+            blocks.append(len(block))
+            return block
+
+        monkeypatch.setattr(client._http, "_encode_headers", recorded)
+        for _ in range(4):  # until the server has acknowledged the entry
+            assert (await client.request(host=APP, headers=[large])).status == 200
+        assert blocks[-1] < 1000
+        before, memory = application.received, memory_mib(envoy)
+        with contextlib.suppress(Http3Error):
+            reply = await client.request(host=APP, headers=[large] * 30_000)
+            assert reply.status == 431
+        assert blocks[-1] < 200_000
+        assert application.received == before
+    assert memory_mib(envoy) - memory < 64
+    async with http3(world.port, world.authority.path, APP) as after:
+        assert (await after.request("/after", host=APP)).seen["path"] == "/after"
+    assert envoy_of(world.stack) == envoy
 
 
 async def test_a_client_certificate_is_asked_for(

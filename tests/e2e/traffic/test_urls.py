@@ -165,6 +165,8 @@ HOST_ROWS: tuple[tuple[dict[str, Any], str, tuple[str, str] | None, str | None, 
     ({"host_rewrite_header": "X-Want"}, "/", None, None, False),
     (GREEDY, "/example.com/x", None, "example.com", True),
     (GREEDY, "/example.com/some/path", None, "example.com/some", True),
+    # Envoy replaces nothing then: the expression has to match every path of the route.
+    (GREEDY, "/nothing?a/b", None, "/nothing", True),
     (FIRST, "/example.com/x", None, "example.com", True),
     (FIRST, "/example.com/some/path?a/b", None, "example.com", True),
     ({"preserve_host_header": True}, "/", None, None, False),

@@ -36,7 +36,9 @@ from gatehouse.databroker.edge.tasks import background
 from gatehouse.databroker.service import IDENTITY_CHECK, build
 from gatehouse.pb.session_pb2 import Session
 from gatehouse.pb.user_pb2 import User
+from tests.support.check import Desk, resolved_settings, route, status_of
 from tests.support.identity import REDIRECT_URI, approve, id_token_of, provider_mock
+from tests.support.policy import World, policy_of
 from tests.support.storage import BACKENDS, StorageCase, packed, storage_case
 from tests.support.web_settings import provider, settings
 
@@ -182,7 +184,18 @@ async def sign_in(issuer: str, http: httpx.AsyncClient, sub: str = "alice") -> t
     return configured, identity
 
 
-async def test_a_session_is_refreshed_follows_its_claims_and_ends_when_revoked(
+def decided(session: Session | None, user: User) -> int:
+    """What authorize answers to this session by these records, on a route for the group "ops"."""
+    kept = [record_of(user, user.id)]
+    if session is not None:
+        kept.append(record_of(session, session.id))
+    policy = policy_of("allow: {or: [{claim/groups: ops}]}")
+    desk = Desk(resolved_settings(route(policy)), World(*kept))
+    desk.now_s = CLOCK.now_s()
+    return status_of(desk.check(headers=desk.cookie("s1")))
+
+
+async def test_r43_r44_a_session_is_refreshed_follows_its_claims_and_ends_when_revoked(
     issuer: str, tmp_path: Path, log: io.StringIO
 ) -> None:
     async with contextlib.AsyncExitStack() as stack:
@@ -209,6 +222,7 @@ async def test_a_session_is_refreshed_follows_its_claims_and_ends_when_revoked(
         user = await made.user()
         assert (user.name, user.email) == ("Alice", "alice@example.com")
         assert list(user.device_credential_ids) == ["key"]
+        assert decided(second, user) == 403
 
         changed = {"name": "Alice", "email": "alice@example.com", "groups": ["ops"]}
         (await http.put(f"{issuer}/users/alice", json=changed)).raise_for_status()
@@ -225,7 +239,8 @@ async def test_a_session_is_refreshed_follows_its_claims_and_ends_when_revoked(
 
         await until(has_new_groups)
 
-        latest = await made.session()
+        latest, user = await made.session(), await made.user()
+        assert decided(latest, user) == 200
         (await http.post(f"{issuer}/users/alice/revoke-tokens")).raise_for_status()
 
         async def is_gone() -> bool:
@@ -233,6 +248,7 @@ async def test_a_session_is_refreshed_follows_its_claims_and_ends_when_revoked(
 
         await until(is_gone)
         assert latest is not None
+        assert decided(await made.session(), user) == 302
     logged = log.getvalue()
     assert "session ended by the identity provider" in logged
     for session in (first, second, latest):

@@ -15,6 +15,7 @@ from gatehouse.common.databroker.client import DatabrokerClient
 from gatehouse.common.databroker.connection import DatabrokerConnection, databroker_target
 from gatehouse.common.errors import GatehouseError
 from gatehouse.common.ids import SESSION
+from gatehouse.common.rpc.service_connection import Called, target_of
 from gatehouse.common.runtime.context import ProcessContext
 from gatehouse.common.runtime.health import HealthRegistry
 from tests.support.rpc import SECRET, start_replica
@@ -39,6 +40,19 @@ def context_of(first, tmp_path):
         run_dir=tmp_path,
         grace_s=1.0,
     )
+
+
+def test_quiet_connections_to_the_databroker_are_looked_after_unless_a_flag_says_no(tmp_path):
+    here = made("http://127.0.0.1:1")
+    context = context_of(here, tmp_path)
+    assert databroker_target(context, here).keepalive
+    flags = {**here.settings.runtime_flags, "grpc_databroker_keepalive": False}
+    without = here.settings.model_copy(update={"runtime_flags": flags})
+    left_alone = dataclasses.replace(here, settings=without)
+    assert not databroker_target(context, left_alone).keepalive
+    # Other services are none of the flag's business.
+    called = Called(ServiceName.AUTHORIZE, "authorize_service_url", lambda _: ("http://z",), "z")
+    assert target_of(called, context, left_alone).keepalive
 
 
 async def test_calls_move_with_the_url_and_an_open_stream_is_told(tmp_path):

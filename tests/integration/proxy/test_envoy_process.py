@@ -254,6 +254,14 @@ async def test_draining_ends_keep_alive_and_leaves_open_streams(upstream: EchoUp
             await eventually(quiet)
 
 
+def test_threads_are_those_that_are_asked_for_or_envoys_own_choice(tmp_path: Path):
+    told = EnvoyCommand(tmp_path, tmp_path, tmp_path, "info", 3).arguments()
+    assert told[told.index("--concurrency") + 1] == "3"
+    assert (
+        "--concurrency" not in EnvoyCommand(tmp_path, tmp_path, tmp_path, "info", None).arguments()
+    )
+
+
 def test_cpus():
     assert 1 <= usable_cpus() <= (os.cpu_count() or 1)
 

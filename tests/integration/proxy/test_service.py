@@ -237,6 +237,17 @@ async def test_an_address_that_is_taken_ends_the_start_with_a_reason(upstream: E
         assert not envoy_pid(running.context.run_dir)
 
 
+@pytest.mark.parametrize("follows", [True, False])
+async def test_envoys_threads_follow_the_usable_processors_unless_a_flag_says_no(
+    upstream: EchoUpstream, *, follows: bool
+):
+    flags = {"set_envoy_concurrency_to_go_max_procs": follows}
+    async with started({**routes(upstream), "runtime_flags": flags}) as running:
+        pid = envoy_pid(running.context.run_dir)
+        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")  # noqa: ASYNC240
+        assert ("--concurrency" in words) is follows
+
+
 async def test_the_log_level_of_a_running_envoy_follows_the_settings(upstream: EchoUpstream):
     async with started({**routes(upstream), "proxy_log_level": "error"}) as running:
         hub = running.context.config

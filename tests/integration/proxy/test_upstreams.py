@@ -179,6 +179,24 @@ async def test_response_headers_are_set_and_rewritten_value_by_value():
         assert "x-frame-options: SAMEORIGIN\r\n" in head
 
 
+async def test_plain_requests_are_sent_to_https(upstream: EchoUpstream):
+    def redirecting(**keys: Any) -> dict[str, Any]:
+        return route([], redirect=keys)
+
+    async with proxy({"routes": [route(upstream.url)]}) as running:
+        for keys, host, location in (
+            ({"https_redirect": True}, HOST, f"https://{HOST}/a?b"),
+            ({"https_redirect": True}, f"{HOST}:80", f"https://{HOST}/a?b"),
+            ({"https_redirect": True}, f"{HOST}:8080", f"https://{HOST}:8080/a?b"),
+            ({"https_redirect": True, "port_redirect": 8443}, HOST, f"https://{HOST}:8443/a?b"),
+            ({"https_redirect": False, "path_redirect": "/c"}, HOST, f"http://{HOST}/c?b"),
+        ):
+            await running.push({"routes": [redirecting(**keys)]})
+            request = f"GET /a?b HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+            head = (await exchange(running.port, request.encode())).decode()
+            assert f"location: {location}\r\n" in head, (keys, host)
+
+
 async def test_several_upstreams_share_the_requests(upstream: EchoUpstream):
     with EchoUpstream().running() as other:
         async with proxy({"routes": [route([upstream.url, other.url])]}) as running:

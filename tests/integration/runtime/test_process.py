@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -224,6 +225,18 @@ def test_what_only_a_restart_can_change_is_refused_and_named(tmp_path: Path, cha
         raise AssertionError("the change was not refused")
     process.send_signal(signal.SIGTERM)
     assert finish(process)[0] == 0
+
+
+def test_the_time_for_the_end_follows_the_settings(tmp_path: Path) -> None:
+    process = start(tmp_path, {})
+    lines_until(process, "running proxy")
+    config = tmp_path / "config.yaml"
+    config.write_text(config.read_text().replace("3s", "50s"))
+    assert process.stderr is not None
+    assert any("configuration applied" in line for line in iter(process.stderr.readline, ""))
+    process.send_signal(signal.SIGTERM)
+    (stopping,) = (line for line in finish(process)[2].splitlines() if "stopping" in line)
+    assert json.loads(stopping)["grace_s"] == 50
 
 
 def test_a_taken_grpc_address_is_named(tmp_path: Path) -> None:

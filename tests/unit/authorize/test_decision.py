@@ -385,8 +385,14 @@ def test_other_hosts_and_traces_travel_along() -> None:
     )
     assert query["pomerium_additional_hosts"] == ["b.example.com,c.example.com:8443"]
     assert query["pomerium_traceparent"] == [trace]
-    forged = set_headers(one.check(headers={"traceparent": "x&evil=1"}))["location"]
-    assert "traceparent" not in forged
+    assert "pomerium_tracestate" not in query
+    both = {"traceparent": trace, "tracestate": "vendor=1,other=a&b"}
+    query = parse_qs(urlsplit(set_headers(one.check(headers=both))["location"]).query)
+    assert query["pomerium_tracestate"] == ["vendor=1,other=a&b"]
+    forged = {"traceparent": "x&evil=1", "tracestate": "vendor=1"}
+    location = set_headers(one.check(headers=forged))["location"]
+    assert "traceparent" not in location
+    assert "tracestate" not in location
 
 
 def test_a_url_too_long_to_return_to_loses_its_query() -> None:

@@ -281,7 +281,7 @@ def test_without_a_condition_a_device_criterion_is_true_for_everybody() -> None:
 
 def test_the_routing_key_is_the_digest_of_the_session_id_and_nobody_gets_one() -> None:
     """A key for all without a session would lead them all to one upstream."""
-    keys = {"load_balancing_policy": "RING_HASH", "pass_identity_headers": False}
+    keys: dict[str, Any] = {"load_balancing_policy": "RING_HASH", "pass_identity_headers": False}
     one = Desk(resolved_settings(route(PUBLIC, **keys)), World(session_record("s", "u")))
     found = set_headers(one.check(headers=one.cookie("s")))
     assert found == {"x-pomerium-routing-key": hashlib.sha256(b"s").hexdigest()}

@@ -209,7 +209,12 @@ def test_a_page_leads_to_the_session_at_authenticate_and_back(status: int) -> No
 
 
 def test_what_cannot_be_understood_is_not_gone_back_to() -> None:
-    for request in ({"method": "get"}, {"path": "/%zz"}, {"host": "evil@app.example.com"}):
+    requests: list[dict[str, Any]] = [
+        {"method": "get"},
+        {"path": "/%zz"},
+        {"host": "evil@app.example.com"},
+    ]
+    for request in requests:
         assert link_of(desk().check(**request)) == f"{AUTHENTICATE_URL}/.pomerium/"
 
 

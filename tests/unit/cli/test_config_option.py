@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from gatehouse.cli.__main__ import app
+from gatehouse.cli.__main__ import app, main
 
 
 @pytest.mark.parametrize(
@@ -30,3 +31,22 @@ def test_a_command_takes_the_file_that_is_named(
     assert result.exit_code == 2
     assert str(paths["file"]) in result.output.replace("\n", "")  # there is no such file
     assert str(paths["other"]) not in result.output.replace("\n", "")
+
+
+@pytest.mark.parametrize("form", ["-config {file}", "-config={file}"])
+def test_one_dash_is_taken_for_two_with_a_warning(
+    form: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As scripts written for Pomerium have it."""
+    file = tmp_path / "sound.yaml"
+    file.write_text("insecure_server: true\n")
+    monkeypatch.setattr(sys, "argv", ["gatehouse", "check", *form.format(file=file).split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    said = capsys.readouterr()
+    assert "warning: -config" in said.err
+    assert "good: services all" in said.out

@@ -56,6 +56,10 @@ def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
             "{grpc_address: ':8446', databroker_service_url: 'http://broker:1'}",
             ("http://broker:1",),
         ),
+        (  # behind Envoy it has a host, no address
+            "{address: ':8446', grpc_address: ':8446', authorize_service_url: 'http://z:8446'}",
+            ("http://z:8446",),
+        ),
         (
             "{services: authorize, databroker_service_url: 'http://broker:1'}",
             ("http://broker:1",),

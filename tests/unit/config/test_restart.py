@@ -21,6 +21,20 @@ SPLIT = "databroker_service_url: http://d\nauthorize_service_url: http://z\n"
         ("grpc_address: '127.0.0.1:9'", "grpc_address", ":5443", "127.0.0.1:9"),
         ("grpc_insecure: false", "grpc_insecure", "true", "false"),
         ("authorize_workers: 2", "authorize_workers", "1", "2"),
+        ("health_check_addr: ':1'", "health_check_addr", "127.0.0.1:28080", ":1"),
+        ("health_check_systemd_disabled: true", "health_check_systemd_disabled", "false", "true"),
+        (
+            "runtime_flags: {config_hot_reload: false}",
+            "runtime_flags.config_hot_reload",
+            "true",
+            "false",
+        ),
+        (
+            "runtime_flags: {set_envoy_concurrency_to_go_max_procs: false}",
+            "runtime_flags.set_envoy_concurrency_to_go_max_procs",
+            "true",
+            "false",
+        ),
         ("envoy_admin_profile_path: /tmp/p", "envoy_admin_profile_path", "/dev/null", "/tmp/p"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from gatehouse.proxy.edge.memory import (
     IDLE_S,
     MemoryGauge,
     interval_s,
+    watch_memory,
     write_saturation,
 )
 
@@ -99,3 +101,17 @@ def test_the_file_is_replaced_and_not_written_to(tmp_path: Path) -> None:
     assert file.read_text() == "1.0000"
     assert file.stat().st_ino != first
     assert [path.name for path in tmp_path.iterdir()] == ["saturation"]
+
+
+@pytest.mark.parametrize(("enabled", "told"), [(True, "0.5000"), (False, "0.0000")])
+async def test_envoy_is_told_that_nothing_is_full_where_a_flag_says_so(
+    tmp_path: Path, *, enabled: bool, told: str
+) -> None:
+    group(v2(tmp_path), memory__max="1000", memory__current="500", memory__stat="inactive_file 0")
+    stop, seen = asyncio.Event(), list[float]()
+    stop.set()
+    file = tmp_path / "saturation"
+    full = gauge(tmp_path, "0::/")
+    await watch_memory(full, file, stop, enabled=lambda: enabled, seen=seen.append)
+    assert file.read_text() == told
+    assert seen == [float(told)]

@@ -42,5 +42,8 @@ def test_limits_and_keepalive() -> None:
     assert options["grpc.default_authority"] == "broker:443"
     assert options["grpc.ssl_target_name_override"] == "broker"
     assert options["grpc.enable_http_proxy"] == 0
-    plain = dict(channel_options(authority="x", verify_name="", health_service=None))
+    plain = dict(
+        channel_options(authority="x", verify_name="", health_service=None, keepalive=False)
+    )
+    assert not [name for name in plain if "keepalive" in name or "pings" in name]
     assert "grpc.ssl_target_name_override" not in plain

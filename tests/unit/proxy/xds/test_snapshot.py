@@ -10,6 +10,7 @@ from envoy.extensions.clusters.common.dns.v3 import dns_pb2
 from envoy.extensions.clusters.dns.v3 import dns_cluster_pb2
 from envoy.extensions.filters.http.ext_authz.v3 import ext_authz_pb2
 from envoy.extensions.transport_sockets.quic.v3 import quic_transport_pb2
+from envoy.extensions.transport_sockets.tls.v3 import tls_pb2
 
 from gatehouse.common.config.resolved import ListenAddress, ResolvedSettings
 from gatehouse.common.ids import RouteId
@@ -154,6 +155,38 @@ def test_every_tcp_listener_has_reuse_port_and_the_buffer_limit():
     for each in found:
         assert each.enable_reuse_port.value
         assert each.per_connection_buffer_limit_bytes.value == 32768
+
+
+def test_where_ports_cannot_be_shared_http3_shares_its_own_all_the_same():
+    settings = config(route(), codec_type="http3", http_redirect_addr=":80")
+    elsewhere = replace(ENVIRONMENT, reuse_port=False)
+    found = messages(build_snapshot(settings, elsewhere))[LISTENER]
+    shares = {each.name: each.enable_reuse_port.value for each in found}
+    assert shares == {"https-ingress": False, "quic-ingress": True, "http-ingress": False}
+
+
+def test_proxy_protocol_is_for_people_over_tcp_alone():
+    settings = config(
+        route(),
+        use_proxy_protocol=True,
+        codec_type="http3",
+        http_redirect_addr=":80",
+        metrics_address="127.0.0.1:9902",
+        envoy_admin_address="127.0.0.1:9901",
+    )
+    found = messages(build_snapshot(settings, ENVIRONMENT))[LISTENER]
+    first = {
+        each.name.partition("-ingress-")[0]: [one.name for one in each.listener_filters]
+        for each in found
+    }
+    proxied, tls = "envoy.filters.listener.proxy_protocol", "envoy.filters.listener.tls_inspector"
+    assert first == {
+        "https-ingress": [proxied, tls],
+        "quic-ingress": [],
+        "http-ingress": [proxied],
+        "metrics": [],
+        "envoy-admin": [],
+    }
 
 
 def test_the_redirect_has_another_name_where_the_main_listener_is_plain():
@@ -355,6 +388,32 @@ def test_a_name_that_clients_ask_tls_for_is_a_host():
     found = virtual_hosts(settings)["certificate.example.com"]
     assert list(found.domains) == ["certificate.example.com", "certificate.example.com:*"]
     assert not [each.name for each in found.routes if each.name.startswith("policy-")]
+
+
+@pytest.mark.parametrize(
+    ("override", "sni", "exact", "pattern"),
+    [
+        ("", "authorize.internal", "authorize.internal", ""),
+        ("z.example.com", "z.example.com", "z.example.com", ""),
+        ("*.example.com", "example.example.com", "", r"^.*\.example\.com$"),
+    ],
+)
+def test_authorize_must_prove_the_name_of_its_url_or_another_one(
+    override: str, sni: str, exact: str, pattern: str
+):
+    settings = config(
+        route(),
+        services="proxy",
+        authorize_service_url="https://authorize.internal:5443",
+        override_certificate_name=override,
+    )
+    tls = tls_pb2.UpstreamTlsContext()
+    assert clusters(settings)["pomerium-authorize"].transport_socket.typed_config.Unpack(tls)
+    assert tls.sni == sni
+    assert list(tls.common_tls_context.alpn_protocols) == ["h2", "http/1.1"]
+    validation = tls.common_tls_context.combined_validation_context
+    (name,) = validation.default_validation_context.match_typed_subject_alt_names
+    assert (name.matcher.exact, name.matcher.safe_regex.regex) == (exact, pattern)
 
 
 def test_ports_of_hosts():

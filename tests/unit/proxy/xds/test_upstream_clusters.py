@@ -38,6 +38,57 @@ def cluster_of(settings: ResolvedSettings) -> cluster_pb2.Cluster:
     return cluster
 
 
+def address_of(endpoint: Any) -> tuple[str, int]:
+    where = endpoint.endpoint.address
+    if where.HasField("pipe"):
+        return where.pipe.path, 0
+    return where.socket_address.address, where.socket_address.port_value
+
+
+@pytest.mark.parametrize(
+    ("to", "addresses", "hostnames", "by_name"),
+    [
+        ("http://10.0.0.1", [("10.0.0.1", 80)], ["10.0.0.1"], False),
+        ("https://10.0.0.1", [("10.0.0.1", 443)], ["10.0.0.1"], False),
+        ("h2c://10.0.0.1", [("10.0.0.1", 80)], ["10.0.0.1"], False),
+        ("http://[::1]:81", [("::1", 81)], ["[::1]:81"], False),
+        ("http://localhost:82", [("127.0.0.1", 82)], ["localhost:82"], False),
+        ("http://App.Internal", [("app.internal", 80)], ["App.Internal"], True),
+        (
+            ["http://10.0.0.1", "http://app.internal:83"],
+            [("10.0.0.1", 80), ("app.internal", 83)],
+            ["10.0.0.1", "app.internal:83"],
+            True,
+        ),
+        (
+            ["http://10.0.0.1", "https://app.internal"],
+            [("10.0.0.1", 80), ("app.internal", 443)],
+            ["10.0.0.1", "app.internal"],
+            True,
+        ),
+        (["unix:///a", "unix:///b"], [("/a", 0), ("/b", 0)], ["", ""], False),
+    ],
+)
+def test_addresses(to: Any, addresses: list[Any], hostnames: list[str], by_name: bool):
+    cluster = cluster_of(config(to=to))
+    (locality,) = cluster.load_assignment.endpoints
+    assert [address_of(each) for each in locality.lb_endpoints] == addresses
+    assert [each.endpoint.hostname for each in locality.lb_endpoints] == hostnames
+    # Only names are asked for; `cluster_type` is then "envoy.clusters.dns".
+    assert cluster.HasField("cluster_type") is by_name
+    if by_name:
+        assert cluster.cluster_type.name == "envoy.clusters.dns"
+    else:
+        assert cluster.type == cluster_pb2.Cluster.STATIC
+
+
+def test_what_every_cluster_has():
+    for to in ("http://10.0.0.1", "https://app.internal", ["http://a", "https://b"]):
+        cluster = cluster_of(config(to=to))
+        assert cluster.connect_timeout.seconds == 10
+        assert cluster.per_connection_buffer_limit_bytes.value == 32768
+
+
 WHOLE_CHECK: dict[str, Any] = {
     "timeout": "1s",
     "interval": "2s",

@@ -13,6 +13,7 @@ import grpc.aio
 from gatehouse.common.config.hub import Commit
 from gatehouse.common.config.model import CodecType
 from gatehouse.common.config.resolved import ResolvedSettings
+from gatehouse.common.config.restart import USABLE_CPUS
 from gatehouse.common.databroker.client import DatabrokerClient
 from gatehouse.common.databroker.connection import DatabrokerConnection
 from gatehouse.common.extauthz_context import AUTHORIZE_CLUSTER
@@ -300,7 +301,7 @@ class ProxyService:
             bootstrap=path,
             run_dir=context.run_dir,
             log_level=envoy_level(log_level(settings.settings)),
-            concurrency=usable_cpus(),
+            concurrency=usable_cpus() if keys.runtime_flags[USABLE_CPUS] else None,
         )
 
         def on_exit(how: str) -> None:

@@ -11,6 +11,10 @@ from collections.abc import Iterator
 from gatehouse.common.config.issues import Issue, Severity
 from gatehouse.common.config.resolved import ListenAddress, ResolvedSettings, ServiceName
 
+# A flag: Envoy's threads follow the processors that this process may use.
+USABLE_CPUS = "set_envoy_concurrency_to_go_max_procs"
+# A flag: changed files are taken up by themselves.
+HOT_RELOAD = "config_hot_reload"
 _WITH_ENVOY = ("envoy_admin_access_log_path", "envoy_admin_profile_path")
 
 
@@ -43,9 +47,16 @@ def _compared(first: ResolvedSettings, new: ResolvedSettings) -> Iterator[tuple[
     yield "authorize_workers", str(before.authorize_workers), str(after.authorize_workers)
     # Envoy refuses a listener on an address that one of another name still has.
     yield "insecure_server", _flag(before.insecure_server), _flag(after.insecure_server)
+    yield "health_check_addr", before.health_check_addr, after.health_check_addr
+    key = "health_check_systemd_disabled"
+    yield key, _flag(getattr(before, key)), _flag(getattr(after, key))
+    follows = (before.runtime_flags[HOT_RELOAD], after.runtime_flags[HOT_RELOAD])
+    yield f"runtime_flags.{HOT_RELOAD}", _flag(follows[0]), _flag(follows[1])
     if first.runs(ServiceName.PROXY):
         for key in _WITH_ENVOY:
             yield key, getattr(before, key), getattr(after, key)
+        flags = (before.runtime_flags[USABLE_CPUS], after.runtime_flags[USABLE_CPUS])
+        yield f"runtime_flags.{USABLE_CPUS}", _flag(flags[0]), _flag(flags[1])
 
 
 def _services(settings: ResolvedSettings) -> str:

@@ -172,7 +172,7 @@ class HTTPHealthCheck(Model):
 
     host: Text = Field("", description="Host header; the cluster's name when empty")
     path: Text = Field("", description="path asked for")
-    send: Payload | None = Field(None, description="request body")
+    send: Payload | None = Field(None, description="refused: the check is a GET, without a body")
     receive: Annotated[tuple[Payload, ...], ListFromJSON] = Field(
         (), description="expected parts of the answer"
     )
@@ -184,7 +184,7 @@ class HTTPHealthCheck(Model):
     retriable_statuses: Annotated[tuple[StatusRange, ...], ListFromJSON] = Field(
         (), description="statuses that are tried again before they count"
     )
-    codec_client_type: Text = Field("", description="HTTP1 (default), HTTP2 or HTTP3")
+    codec_client_type: Text = Field("", description="HTTP1 (default) or HTTP2")
 
 
 class TCPHealthCheck(Model):

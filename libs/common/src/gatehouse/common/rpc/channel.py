@@ -68,8 +68,11 @@ class _Pool:
         health_service: str,
         ca_pem: bytes | None,
         client_certificate: CertificatePair | None,
+        *,
+        keepalive: bool,
     ) -> None:
         self.group = group
+        self._keepalive = keepalive
         self._generation = next(_GENERATIONS)
         self._ca_pem = ca_pem
         self._client_certificate = client_certificate
@@ -109,6 +112,7 @@ class _Pool:
             verify_name=key.verify_name,
             health_service=health_service,
             generation=self._generation,
+            keepalive=self._keepalive,
         )
         target = grpc_target(self.group)
         if key.scheme != "https":
@@ -144,8 +148,11 @@ class BalancedChannel:
         clock: Clock,
         rng: Rng,
         resolver: Resolver | None = None,
+        keepalive: bool = True,
     ) -> None:
         """`client_certificate` is shown to servers that ask for one, over TLS.
+
+        `keepalive` finds out that a server is gone while nothing is sent.
 
         Raises InvalidArgumentError for a URL that cannot be used.
         """
@@ -158,6 +165,7 @@ class BalancedChannel:
         self._ca_pem = ca_pem
         self._client_certificate = client_certificate
         self._override_name = override_name
+        self._keepalive = keepalive
         self._clock = clock
         self._rng = rng
         self._resolution = resolution
@@ -342,7 +350,13 @@ class BalancedChannel:
         return group_targets(self._targets, self._addresses, self._override_name)
 
     def _new_pool(self, group: Group) -> _Pool:
-        return _Pool(group, self._health_service, self._ca_pem, self._client_certificate)
+        return _Pool(
+            group,
+            self._health_service,
+            self._ca_pem,
+            self._client_certificate,
+            keepalive=self._keepalive,
+        )
 
     async def _rebuild_on_change(self) -> None:
         while True:

@@ -59,8 +59,12 @@ def channel_options(
     verify_name: str,
     health_service: str | None,
     generation: int = 0,
+    keepalive: bool = True,
 ) -> list[tuple[str, int | str]]:
-    """Arguments of one channel. Those of another generation share no connection with it."""
+    """Arguments of one channel. Those of another generation share no connection with it.
+
+    `keepalive` asks quiet connections whether they still are.
+    """
     options: list[tuple[str, int | str]] = [
         ("gatehouse.generation", generation),
         ("grpc.service_config", service_config(health_service)),
@@ -69,16 +73,19 @@ def channel_options(
         ("grpc.default_authority", authority),
         ("grpc.max_receive_message_length", RECEIVE_LIMIT),
         ("grpc.max_send_message_length", -1),  # the server says what is too large
-        ("grpc.keepalive_time_ms", round(KEEPALIVE_S * 1000)),
-        ("grpc.keepalive_timeout_ms", round(KEEPALIVE_TIMEOUT_S * 1000)),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 500),
         ("grpc.max_reconnect_backoff_ms", 2_000),  # a store that is back is found soon
         ("grpc.min_reconnect_backoff_ms", 10_000),  # also the time one connection attempt gets
         ("grpc.enable_http_proxy", 0),  # service calls never leave through a web proxy
         ("grpc.client_idle_timeout_ms", 2**31 - 1),
     ]
+    if keepalive:
+        options += [
+            ("grpc.keepalive_time_ms", round(KEEPALIVE_S * 1000)),
+            ("grpc.keepalive_timeout_ms", round(KEEPALIVE_TIMEOUT_S * 1000)),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.max_pings_without_data", 0),
+        ]
     if verify_name:
         options.append(("grpc.ssl_target_name_override", verify_name))
     return options

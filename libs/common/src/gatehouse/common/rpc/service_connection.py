@@ -36,6 +36,7 @@ class Target:
     client_certificate: CertificatePair | None  # shown to servers that ask for one
     override_name: str
     resolution: Resolution
+    keepalive: bool = True  # quiet connections are asked whether they still are
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,10 @@ def target_of(called: Called, context: ProcessContext, settings: ResolvedSetting
         client_certificate=settings.grpc_client_certificate,
         override_name=settings.settings.override_certificate_name,
         resolution=resolution_of(settings.settings),
+        keepalive=(
+            called.service is not ServiceName.DATABROKER
+            or settings.settings.runtime_flags["grpc_databroker_keepalive"]
+        ),
     )
 
 
@@ -171,6 +176,7 @@ class ServiceConnection:
             client_certificate=target.client_certificate,
             override_name=target.override_name,
             resolution=target.resolution,
+            keepalive=target.keepalive,
             clock=self._context.clock,
             rng=self._context.rng,
         )

@@ -17,9 +17,12 @@ from gatehouse.common.observability.otlp import SpanForwarder
 from gatehouse.common.runtime.health import HealthRegistry
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ProcessContext:
-    """Shared by the services of one process. Sockets live in `run_dir` (mode 0700)."""
+    """Shared by the services of one process. Sockets live in `run_dir` (mode 0700).
+
+    `grace_s` and `delay_s` follow the settings: ask for them when the stop comes.
+    """
 
     config: ConfigHub
     health: HealthRegistry

@@ -232,7 +232,7 @@ async def _serve(
             rng=options.rng,
             run_dir=run_dir,
             grace_s=settings.settings.shutdown_grace,
-            delay_s=min(settings.settings.shutdown_delay, settings.settings.shutdown_grace / 2),
+            delay_s=_delay_s(settings),
         )
         context.metrics.collectors.append(
             ProcessCollector(lambda: hub.current, health, context.metrics.build)
@@ -243,7 +243,7 @@ async def _serve(
         server = grpc_server(context)
         for service in services:
             service.register_grpc(server.server)
-        _join_process_settings(hub)
+        _join_process_settings(context)
 
         def on_error(error: Exception) -> None:
             log.error("configuration not applied", error=str(error))
@@ -304,8 +304,14 @@ def workers_share_address(settings: ResolvedSettings) -> bool:
     )
 
 
-def _join_process_settings(hub: ConfigHub) -> None:
-    """What only a restart can change is refused; log level and look of the pages follow."""
+def _delay_s(settings: ResolvedSettings) -> float:
+    """For how long a stopping process serves on; at most half of what it is given for the stop."""
+    return min(settings.settings.shutdown_delay, settings.settings.shutdown_grace / 2)
+
+
+def _join_process_settings(context: ProcessContext) -> None:
+    """What only a restart can change is refused; log level, look of the pages and end follow."""
+    hub = context.config
     first = hub.current
     use_branding(branding_of(first.settings))
 
@@ -318,6 +324,7 @@ def _join_process_settings(hub: ConfigHub) -> None:
         def commit() -> None:
             set_level(new.settings.log_level)
             use_branding(branding)
+            context.grace_s, context.delay_s = new.settings.shutdown_grace, _delay_s(new)
 
         return commit
 

@@ -51,7 +51,7 @@ class EnvoyCommand:
     bootstrap: Path
     run_dir: Path
     log_level: str  # Envoy's name
-    concurrency: int
+    concurrency: int | None  # threads; None: as many as Envoy finds processors
 
     @property
     def base_id_path(self) -> Path:
@@ -60,12 +60,13 @@ class EnvoyCommand:
 
     def arguments(self) -> list[str]:
         """The command line after the binary."""
+        threads = () if self.concurrency is None else ("--concurrency", str(self.concurrency))
         return [
             *("-c", str(self.bootstrap)),
             *("--log-level", self.log_level),
             *("--log-format", envoy_log.LOG_FORMAT),
             "--log-format-escaped",
-            *("--concurrency", str(self.concurrency)),
+            *threads,
             "--use-dynamic-base-id",
             *("--base-id-path", str(self.base_id_path)),
             *("--drain-time-s", str(DRAIN_TIME_S)),
