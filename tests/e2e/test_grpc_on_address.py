@@ -67,17 +67,19 @@ def world(tmp_path_factory: pytest.TempPathFactory, provider: str) -> Iterator[W
     directory = tmp_path_factory.mktemp("shared")
     with EchoUpstream().running() as upstream, socket.create_server(("127.0.0.1", 0)) as silent:
         public = {"allow_public_unauthenticated_access": True}
+        patient = {"timeout": "6s"}
         stack = Stack(
             directory=directory,
             issuer=provider,
             client_id="gatehouse",
             client_secret="not-a-real-secret",
             routes=[
-                {"from": "https://public.localhost", "to": upstream.url, **public},
+                {"from": "https://public.localhost", "to": upstream.url, **public, **patient},
                 {
                     "from": "https://app.localhost",
                     "to": upstream.url,
                     "allow_any_authenticated_user": True,
+                    **patient,
                 },
                 {
                     "from": "https://new.localhost",
@@ -97,10 +99,10 @@ def world(tmp_path_factory: pytest.TempPathFactory, provider: str) -> Iterator[W
             "databroker_service_url": f"https://{DATABROKER}:{stack.port}",
             "authorize_service_url": f"https://{AUTHORIZE}:{stack.port}",
             # All that could cut a stream.
-            "default_upstream_timeout": "1s",
-            "timeout_write": "2s",
-            "timeout_idle": "1s",
-            "timeout_read": "2s",
+            "default_upstream_timeout": "2s",
+            "timeout_write": "6s",
+            "timeout_idle": "4s",
+            "timeout_read": "6s",
         }
         stack.write_config()
         with running(stack):
@@ -177,7 +179,7 @@ def test_no_limit_of_requests_ends_a_stream(world: World) -> None:
         )
         stream: Any = broker.Sync(request, timeout=LIMIT_S, metadata=metadata)
         stream.initial_metadata()
-        # Each of these ends at the limit of a request, one second: longer together than any limit.
+        # Each of these ends at the limit of a request, 2 s: longer together than any limit.
         for _ in range(4):
             assert client.get(world.stack.url("new.localhost")).status_code == 504
         record = databroker_pb2.Record(type="test.stays-open", id="1")

@@ -161,7 +161,7 @@ def test_sessions_survive_a_restart_on_the_file_store(fresh_stack: Fresh) -> Non
 def envoys_of(process: subprocess.Popen[bytes]) -> list[int]:
     children = subprocess.run(
         ["ps", "-o", "pid=,comm=", "--ppid", str(process.pid)],
-        check=True,
+        check=False,  # 1 where there are no children
         capture_output=True,
         text=True,
     ).stdout.split("\n")

@@ -207,7 +207,7 @@ def http2(
 
 def handle_of(world: World, user: str, host: str = "app.localhost") -> str:
     """Sign in and return the session handle that the browser then holds for `host`."""
-    with world.client() as client:
+    with world.stack.client() as client:
         sign_in(client, world.stack.url(host), user)
         handle = client.cookies.get("_pomerium", domain=host)
     assert handle

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.configuration import LOGIN, authority_pem, pem_pair, problems, resolved, warnings
+from tests.support.configuration import (
+    CERTIFICATE,
+    LOGIN,
+    authority_pem,
+    pem_pair,
+    problems,
+    resolved,
+    warnings,
+)
 
 BASE: dict[str, Any] = {"from": "https://app.example.com", "to": "http://app"}
 
@@ -411,6 +420,22 @@ def test_a_client_key_of_another_certificate(tmp_path: Path) -> None:
     }
     (error,) = errors(tmp_path, keys)
     assert "the key does not belong to the certificate" in error
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("tls_custom_ca", "tls_custom_ca_pem"),
+        ("tls_downstream_client_ca", "tls_downstream_client_ca_pem"),
+    ],
+)
+def test_an_authority_in_a_file_wins(tmp_path: Path, key: str, name: str) -> None:
+    inline, in_file = authority_pem(), CERTIFICATE
+    text = base64.b64encode(inline).decode()
+    keys = {**BASE, "to": "https://app", "allowed_users": ["u"], key: text}
+    for more, expected in (({}, inline), ({f"{key}_file": "/tls/cert.pem"}, in_file)):
+        (route,) = resolved(tmp_path, config({**keys, **more}))[0].routes
+        assert getattr(route, name) == expected
 
 
 def test_duplicate_routes_are_an_error_and_named(tmp_path: Path) -> None:
