@@ -391,6 +391,8 @@ def _issuer(issuer: TrustedIssuer) -> Iterator[tuple[str, str, str]]:
         yield "issuer", f"{shorten(issuer.issuer)} has no host", fix
     if not issuer.audiences:
         yield "audiences", "is empty", "at least one audience"
+    elif not all(audience.strip() for audience in issuer.audiences):
+        yield "audiences", "holds an empty audience", "leave it out"
     for algorithm in issuer.supported_algs:
         if algorithm not in JWT_ALGORITHMS:
             yield (
@@ -439,6 +441,9 @@ def _cluster(settings: Settings) -> Iterator[Finding]:
                 yield Finding(
                     ERROR, ("databroker_cluster_nodes", index, key), "is required", "a value"
                 )
+        if node.id and node.id in ids[:index]:
+            where = ("databroker_cluster_nodes", index, "id")
+            yield Finding(ERROR, where, f"{shorten(node.id)} is another node too", "unique ids")
     for key in ("databroker_cluster_node_id", "databroker_cluster_leader_id"):
         value = getattr(settings, key)
         if value and value not in ids:

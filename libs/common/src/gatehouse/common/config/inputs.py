@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,7 @@ from gatehouse.common.config.load import KeyPath, LoadedSettings
 from gatehouse.common.config.resolved import CertificatePair
 
 ReadFile = Callable[[Path], bytes]
+FileMode = Callable[[Path], int | None]
 
 # Keys of a route that are judged together: where one is wrong, nothing is said of the others.
 _TOGETHER: Final = tuple(
@@ -56,11 +58,23 @@ def file_digest(contents: bytes | None) -> bytes:
     return b"" if contents is None else hashlib.sha256(contents).digest()
 
 
+def mode_of(file: Path) -> int | None:
+    """The permission bits of a file; None for one that cannot be looked at."""
+    try:
+        return stat.S_IMODE(file.stat().st_mode)
+    except (OSError, ValueError):
+        return None
+
+
 class Inputs:
     """Reads files through `read_file`, each once, and collects mistakes."""
 
     def __init__(
-        self, loaded: LoadedSettings, dropped: frozenset[KeyPath], read_file: ReadFile
+        self,
+        loaded: LoadedSettings,
+        dropped: frozenset[KeyPath],
+        read_file: ReadFile,
+        file_mode: FileMode = mode_of,
     ) -> None:
         self.errors: list[Issue] = []
         self.warnings: list[Issue] = []
@@ -69,10 +83,11 @@ class Inputs:
         self._broken = _broken_routes(dropped)
         self._loaded = loaded
         self._read_file = read_file
+        self._file_mode = file_mode
 
     def apart(self, loaded: LoadedSettings) -> Inputs:
         """The same files, with a place of its own for mistakes."""
-        other = Inputs(loaded, frozenset(), self._read_file)
+        other = Inputs(loaded, frozenset(), self._read_file, self._file_mode)
         other.contents = self.contents
         return other
 
@@ -120,6 +135,10 @@ class Inputs:
         elif self.contents[file] is None:
             self.error(path, f"{name} cannot be read", "a file this process can read")
         return self.contents[file]
+
+    def mode(self, name: str) -> int | None:
+        """The permission bits of a file, where they can be told."""
+        return self._file_mode(Path(name))
 
     def pem(self, inline: str, path: KeyPath) -> bytes | None:
         """PEM given inside the configuration."""

@@ -12,17 +12,17 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from gatehouse.common.config.model import Settings
+from gatehouse.common.config.model import Route, Settings
 from gatehouse.common.config.values import nearest
 
 __all__ = [
     "ALIASES",
-    "API_ONLY",
     "OLDER",
     "REMOVED",
     "REMOVED_ROUTE",
     "ROUTE_ALIASES",
     "fields_of",
+    "is_api_only",
     "model_at",
     "nearest",
 ]
@@ -77,7 +77,15 @@ OLDER: Final[Mapping[str, str]] = {
     "databroker_storage_cert_file": "put sslcert into the connection string",
     "databroker_storage_key_file": "put sslkey into the connection string",
 }
-API_ONLY: Final = frozenset({"http3_advertise_port", "directory_provider"})
+_API_ONLY: Final = frozenset({"http3_advertise_port"})
+_API_ONLY_IN_ROUTE: Final = frozenset({"id", "stat_name"})
+
+
+def is_api_only(model: type[BaseModel] | None, name: str) -> bool:
+    """True for what Pomerium knows in its API and its console, and never in a file."""
+    if model is Route:
+        return name in _API_ONLY_IN_ROUTE
+    return model is Settings and (name in _API_ONLY or name.startswith("directory_provider"))
 
 
 def _models(annotation: Any) -> Iterable[type[BaseModel]]:

@@ -525,7 +525,7 @@ class _Loader:
         guess = keys.nearest(name, known)
         if len(path) == 1 and name in keys.OLDER:
             message, fix = "no longer exists and is ignored", keys.OLDER[name]
-        elif len(path) == 1 and name in keys.API_ONLY:
+        elif keys.is_api_only(parent, name):
             message, fix = "is not a key of this file and is ignored", "set it in the console"
         else:
             message = "unknown key, ignored"

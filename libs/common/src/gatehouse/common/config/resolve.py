@@ -50,6 +50,7 @@ from gatehouse.common.config.resolved import (
     ServiceName,
 )
 from gatehouse.common.config.route_records import ConfigRecord, routes_of
+from gatehouse.common.config.ssh_checks import check_ssh_keys
 from gatehouse.common.config.unavailable import (
     MESSAGE,
     unavailable_settings,
@@ -216,6 +217,7 @@ class _Resolver:
         bundle = self._bundle(derived_authority)
         mtls_ca, mtls_crl = self._downstream_mtls()
         grpc_ca, grpc_client = self._grpc_client_tls()
+        check_ssh_keys(settings, services, self.inputs)
         check_branding(settings, self.inputs)
         metrics = metrics_listener(settings, self.inputs)
         spans = tracing(settings, self.inputs, self._environ)
@@ -324,7 +326,12 @@ class _Resolver:
         if not settings.idp_client_secret_file:
             return settings.idp_client_secret.get_secret_value()
         contents = self.inputs.read(("idp_client_secret_file",), settings.idp_client_secret_file)
-        return (contents or b"").decode("utf-8", "replace").rstrip("\r\n")
+        secret = (contents or b"").decode("utf-8", "replace").rstrip("\r\n")
+        if contents is not None and not secret:
+            self.inputs.error(
+                ("idp_client_secret_file",), "the file is empty", "the secret as the provider gave it"
+            )
+        return secret
 
     def _provider(self, client_secret: str) -> IdentityProviderSettings | None:
         settings = self._settings
@@ -371,7 +378,7 @@ class _Resolver:
                 ("idp_client_id", settings.idp_client_id),
                 ("idp_client_secret", client_secret),
             ):
-                if not value and (f"{key}_file",) not in self.inputs.dropped:
+                if not value and not self._has_file(key):
                     self.inputs.error(
                         (key,), "is required by authenticate", "as the provider gave it"
                     )
@@ -381,6 +388,11 @@ class _Resolver:
                 "is not set, so sign-in URLs and sessions of this process name no provider",
                 "the same idp_* keys as authenticate has",
             )
+
+    def _has_file(self, key: str) -> bool:
+        """True when the `_file` form is given, even wrongly: then that is what is complained of."""
+        name = f"{key}_file"
+        return bool(getattr(self._settings, name, "")) or (name,) in self.inputs.dropped
 
     # -- certificates --------------------------------------------------------------------------
 

@@ -107,6 +107,10 @@ class URLResolver:
             where = ("databroker_storage_connection_string_file",)
             contents = self.inputs.read(where, settings.databroker_storage_connection_string_file)
             text = (contents or b"").decode("utf-8", "replace").strip()
+            if contents is not None and not text:
+                self.inputs.error(where, "the file is empty", "what the storage is opened with")
+            if not text:
+                return ""
         urls = derive.configured_urls(
             settings.databroker_service_url, settings.databroker_service_urls
         )
