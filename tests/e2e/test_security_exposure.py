@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import GRACE, World
-from tests.e2e.test_security_failing import envoy_of, wait_for
+from tests.e2e.test_security_failing import wait_for
 from tests.e2e.test_security_paths import handle_of, http1, http2, pseudo
+from tests.support.envoy_processes import envoy_of
 from tests.support.ports import free_ports
 from tests.support.stack import Stack
 from tests.support.upstream import EchoUpstream, headers_of

@@ -21,11 +21,11 @@ from tests.e2e.conftest import World
 from tests.e2e.test_security_failing import (
     CheckResponse,
     fake_authorize,
-    memory_mib,
     proxy_alone,
     wait_for,
 )
 from tests.e2e.test_security_paths import connected, handle_of, http1, pseudo
+from tests.support.envoy_processes import memory_mib
 from tests.support.stack import Stack
 from tests.support.upstream import EchoUpstream
 

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.e2e.test_security_failing import envoy_of, memory_mib
 from tests.support.client_pki import CLIENT, Issued
+from tests.support.envoy_processes import envoy_of, memory_mib
 from tests.support.http3 import Http3Error, http3
 from tests.support.sign_in import sign_in
 from tests.support.tls import Leaf

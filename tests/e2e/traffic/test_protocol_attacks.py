@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.test_security_failing import envoy_of
+from tests.support.envoy_processes import envoy_of
 from tests.support.tls import Leaf
 from tests.support.traffic import DOMAIN, Connection, Product, https, together
 from tests.support.traffic_http3 import http3_bridge

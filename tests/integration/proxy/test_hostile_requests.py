@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from tests.support.envoy import Proxy, allow, deny, proxy, resolved
+from tests.support.envoy import allow, deny, resolved
+from tests.support.open_routes import HOST, arrived, pomerium_headers, public, serving, values
 from tests.support.raw_http import (
-    Answer,
     exchange,
     guarded_upstream,
     http1,
@@ -25,42 +24,11 @@ from tests.support.upstream import EchoUpstream
 
 pytestmark = pytest.mark.e2e
 
-HOST = "app.example.com"
-
 
 @pytest.fixture
 def upstream() -> Iterator[EchoUpstream]:
     with guarded_upstream() as running:
         yield running
-
-
-def public(upstream: EchoUpstream, **keys: Any) -> dict[str, Any]:
-    return {
-        "from": f"http://{HOST}",
-        "to": upstream.url,
-        "allow_public_unauthenticated_access": True,
-        **keys,
-    }
-
-
-@asynccontextmanager
-async def serving(upstream: EchoUpstream, *routes: Any, **keys: Any) -> AsyncIterator[Proxy]:
-    async with proxy({"routes": list(routes or [public(upstream)])}, **keys) as running:
-        yield running
-
-
-def arrived(answer: Answer) -> dict[str, Any]:
-    assert answer.status == 200, answer
-    seen: dict[str, Any] = json.loads(answer.body)
-    return seen
-
-
-def values(seen: dict[str, Any], name: str) -> list[str]:
-    return [value for header, value in seen["headers"] if header == name]
-
-
-def pomerium_headers(seen: dict[str, Any]) -> list[str]:
-    return [name for name, _ in seen["headers"] if "pomerium" in name.replace("_", "-")]
 
 
 # -- paths
@@ -377,85 +345,6 @@ async def test_r17_authorize_sees_every_value_of_a_repeated_header(upstream: Ech
         await http1(running.port, lines=["Cookie: a=1", "cookie: b=2; c=3"])
         headers = running.authorize.requests[-1].attributes.request.http.headers
         assert headers["cookie"] == "a=1; b=2; c=3"
-
-
-COOKIES = [
-    (["Cookie: _pomerium=s"], []),
-    (["Cookie: a=1; _pomerium=s; b=2"], ["a=1; b=2"]),
-    (["Cookie: a=1", "Cookie: _pomerium=s"], ["a=1"]),
-    (["Cookie: _pomerium=s", "Cookie: b=2"], ["b=2"]),
-    (["Cookie: _pomerium=s;_pomerium=t;c=3"], ["c=3"]),
-    (["Cookie:   _pomerium = s ; d=4"], ["d=4"]),
-    (["Cookie: _pomerium_authenticate=s; e=5"], ["e=5"]),
-    (["Cookie: _pomerium_csrf=s; _pomerium_login_0123456789abcdef=t; f=6"], ["f=6"]),
-    (["Cookie: _pomerium_pkce_xyz=s; g=7"], ["g=7"]),
-    (["Cookie: _pomerium; h=8"], ["h=8"]),
-    (
-        ["Cookie: _pomeriumx=1; x_pomerium=2; _pomerium_other=3"],
-        ["_pomeriumx=1; x_pomerium=2; _pomerium_other=3"],
-    ),
-    (['Cookie: i="a, b"; j=x=y=z'], ['i="a, b"; j=x=y=z']),
-]
-
-
-@pytest.mark.parametrize("cookie_name", ["_pomerium", "a.b*%1"])
-async def test_r18_no_cookie_of_ours_reaches_an_upstream(upstream: EchoUpstream, cookie_name: str):
-    async with serving(upstream, cookie_name=cookie_name) as running:
-        for sent, kept in COOKIES:
-            lines = [line.replace("_pomerium", cookie_name) for line in sent]
-            wanted = [line.replace("_pomerium", cookie_name) for line in kept]
-            assert values(arrived(await http1(running.port, lines=lines)), "cookie") == wanted, sent
-        crumbs = [("cookie", "a=1"), ("cookie", f"{cookie_name}=s"), ("cookie", "b=2")]
-        seen = arrived(await http2(running.port, [*request_headers(), *crumbs]))
-        assert values(seen, "cookie") == ["a=1; b=2"]
-
-
-AUTHORIZATIONS = [
-    (["Authorization: Pomerium x.y.z"], []),
-    (["Authorization: pomerium x.y.z"], []),
-    (["Authorization: Bearer Pomerium-x.y.z"], []),
-    (["Authorization: bearer  pomerium-x.y.z"], []),
-    (["X-Pomerium-Authorization: x.y.z"], []),
-    (["Authorization: Bearer foreign"], ["Bearer foreign"]),
-    (["Authorization: Basic dTpw", "Authorization: Pomerium x.y.z"], ["Basic dTpw"]),
-    (["Authorization: Pomerium x.y.z", "Authorization: Basic dTpw"], ["Basic dTpw"]),
-    (['Authorization: Digest username="u", realm="r"'], ['Digest username="u", realm="r"']),
-    (["Authorization: Pomerium-ish x"], ["Pomerium-ish x"]),
-]
-
-
-async def test_r18_no_authorization_of_ours_reaches_an_upstream(upstream: EchoUpstream):
-    async with serving(upstream) as running:
-        for lines, kept in AUTHORIZATIONS:
-            seen = arrived(await http1(running.port, lines=lines))
-            assert values(seen, "authorization") == kept, lines
-            assert pomerium_headers(seen) == []
-            headers = running.authorize.requests[-1].attributes.request.http.headers
-            name = lines[0].partition(":")[0].lower()
-            assert headers[name] != "", "authorize must still see the credential"
-
-
-QUERIES = [
-    ("/a?pomerium_session=x", "/a"),
-    ("/a?pomerium_session=x&b=1", "/a?b=1"),
-    ("/a?b=1&pomerium_session=x", "/a?b=1"),
-    ("/a?b=1&pomerium_session=x&pomerium_session=y&c=2", "/a?b=1&c=2"),
-    ("/a?pomerium%5Fsession=x&b=1", "/a?b=1"),
-    ("/a?%70omerium_session=x", "/a"),
-    ("/a?pomerium_session", "/a"),
-    ("/a?b=pomerium_session=x", "/a?b=pomerium_session=x"),
-    ("/a?pomerium_sessions=x&&c", "/a?pomerium_sessions=x&&c"),
-    ("/a?", "/a?"),
-    ("/a?b=1?pomerium_session=x", "/a?b=1?pomerium_session=x"),
-    ("/a?b=%zz&pomerium_session=x", "/a?b=%zz"),
-]
-
-
-async def test_r18_no_query_credential_of_ours_reaches_an_upstream(upstream: EchoUpstream):
-    async with serving(upstream) as running:
-        for sent, kept in QUERIES:
-            assert arrived(await http1(running.port, sent))["path"] == kept, sent
-            assert running.authorize.requests[-1].attributes.request.http.path == sent
 
 
 async def test_r19_r20_forwarded_headers_of_a_client_are_not_believed(upstream: EchoUpstream):
