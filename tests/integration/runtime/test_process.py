@@ -239,6 +239,19 @@ def test_the_time_for_the_end_follows_the_settings(tmp_path: Path) -> None:
     assert json.loads(stopping)["grace_s"] == 50
 
 
+def test_a_hang_up_reloads_where_files_are_not_watched(tmp_path: Path) -> None:
+    process = start(tmp_path, {}, RUNTIME_FLAGS='{"config_hot_reload": false}')
+    lines_until(process, "running proxy")
+    config = tmp_path / "config.yaml"
+    config.write_text(config.read_text().replace("3s", "50s"))
+    process.send_signal(signal.SIGHUP)
+    assert process.stderr is not None
+    assert any("configuration applied" in line for line in iter(process.stderr.readline, ""))
+    process.send_signal(signal.SIGTERM)
+    (stopping,) = (line for line in finish(process)[2].splitlines() if "stopping" in line)
+    assert json.loads(stopping)["grace_s"] == 50
+
+
 def test_a_taken_grpc_address_is_named(tmp_path: Path) -> None:
     first = start(tmp_path, {})
     lines_until(first, "running proxy")

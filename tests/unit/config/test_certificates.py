@@ -35,6 +35,14 @@ def test_derivation_is_deterministic_and_bound_to_secret_and_name() -> None:
     assert derive_certificate(b"t" * 32, "a", "x").authority_pem != one.authority_pem
 
 
+def test_derived_certificates_hold_from_2022_to_2050() -> None:
+    derived = derive_certificate(SECRET, "svc.example.com", "x")
+    for pem in (derived.authority_pem, derived.pair.certificate_pem):
+        certificate = x509.load_pem_x509_certificate(pem)
+        assert certificate.not_valid_before_utc == dt.datetime(2022, 12, 1, tzinfo=dt.UTC)
+        assert certificate.not_valid_after_utc == dt.datetime(2050, 12, 1, tzinfo=dt.UTC)
+
+
 def test_the_bytes_never_change() -> None:
     """Replicas of different versions must agree on the authority of one secret."""
     digest = hashlib.sha256(derive_certificate(SECRET, "a", "x").authority_pem).hexdigest()

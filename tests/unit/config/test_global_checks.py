@@ -132,13 +132,44 @@ def test_warnings(tmp_path: Path, text: str, key: str) -> None:
     assert any(f" {key}: " in line for line in found), found
 
 
-def test_log_fields_may_name_headers(tmp_path: Path) -> None:
-    text = "access_log_fields: [headers.X-A, ip]\nauthorize_log_fields: [headers.X-A, id-token]\n"
-    assert warnings(tmp_path, LOGIN + text) == []
+@pytest.mark.parametrize(
+    "text",
+    [
+        "access_log_fields: [headers.X-A, client-certificate, cluster-stat-name, ip, query]",
+        (
+            "authorize_log_fields: [headers.X-A, body, cluster-stat-name, headers, id-token, "
+            "id-token-claims, mcp-method, mcp-tool, mcp-tool-parameters, query]"
+        ),
+    ],
+)
+def test_log_fields_beyond_the_usual_ones(tmp_path: Path, text: str) -> None:
+    assert warnings(tmp_path, f"{LOGIN}{text}\n") == []
+
+
+@pytest.mark.parametrize(
+    "key", ["mcp_allowed_client_id_domains", "mcp_allowed_as_metadata_domains"]
+)
+def test_without_mcp_nobody_minds_an_empty_domain(tmp_path: Path, key: str) -> None:
+    text = f"{key}: ['']\nruntime_flags: {{mcp: false}}\n"
+    assert problems(tmp_path, LOGIN + text) == []
 
 
 def test_quotes_around_the_redirect_address(tmp_path: Path) -> None:
     assert problems(tmp_path, f"{LOGIN}http_redirect_addr: \"':80'\"\n") == []
+
+
+def test_the_name_of_an_issuer_is_lower_case(tmp_path: Path) -> None:
+    """The file's names are made so; those of a variable are not."""
+    given = '{"Corp": {"issuer": "https://i", "audiences": ["a"]}}'
+    (line,) = problems(tmp_path, LOGIN, {"IDENTITY_PROVIDERS": given})
+    said = "is not a provider name (lower case, without /)"
+    assert line == f"IDENTITY_PROVIDERS.Corp: {said}"
+
+
+@pytest.mark.parametrize("kind", ["dns", "email", "ip_address", "uri", "user_principal_name"])
+def test_every_kind_of_name_in_client_certificates(tmp_path: Path, kind: str) -> None:
+    text = f"downstream_mtls: {{match_subject_alt_names: [{{{kind}: '.*'}}]}}\n"
+    assert problems(tmp_path, LOGIN + text) == []
 
 
 def test_good_trusted_issuers(tmp_path: Path) -> None:
@@ -147,6 +178,10 @@ def test_good_trusted_issuers(tmp_path: Path) -> None:
         f"  a: {{{ISSUER}, supported_algs: [ES256, EdDSA]}}\n"
         "  b: {issuer: 'http://localhost:1', audiences: [a]}\n"
         "  c: {issuer: 'kubernetes:///', audiences: [a]}\n"
+        "  d: {issuer: 'http://127.0.0.1:1', audiences: [a]}\n"
+        "  e: {issuer: 'http://[::1]:1', audiences: [a]}\n"
+        "  f: {issuer: 'https://f', audiences: [a], supported_algs: [RS256, RS384, RS512, PS256, "
+        "PS384, PS512, ES256, ES384, ES512, EdDSA]}\n"
     )
     found = problems(tmp_path, LOGIN + text)
     assert found == []

@@ -190,6 +190,19 @@ def test_dotted_keys_nest(tmp_path: Path) -> None:
     assert (origin.key, origin.line) == ("downstream_mtls.ca_file", 1)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("address: ':1'\nroutes.x: 1\n", "2: routes: is not a list"),
+        ("address: ':1'\nidentity_providers.a.issuer: 5x\nadress.b: 1\n", "3: adress: unknown key"),
+        ("address: ':1'\ndownstream_mtls.x.y: 1\n", "2: downstream_mtls.x: unknown key"),
+    ],
+)
+def test_what_dotted_keys_make_has_their_line(tmp_path: Path, text: str, said: str) -> None:
+    outcome = load_outcome(write(tmp_path, text), {})
+    assert [shown(issue)[: len(said)] for issue in (*outcome.errors, *outcome.warnings)] == [said]
+
+
 def test_a_dotted_key_beside_the_nested_one(tmp_path: Path) -> None:
     (error,) = errors(tmp_path, "downstream_mtls: {ca_file: /x}\ndownstream_mtls.ca_file: /y\n")
     assert error.startswith("2: downstream_mtls.ca_file: given twice")
@@ -240,6 +253,61 @@ def test_unknown_keys_inside_a_policy_are_the_parsers_business(tmp_path: Path) -
     assert loaded.warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("key", "instead"),
+    [
+        ("authenticate_callback_path", "the path is always /oauth2/callback"),
+        ("forward_auth_url", "forward auth is gone"),
+        ("signing_key_algorithm", "the key decides"),
+        ("grpc_client_dns_roundrobin", "balancing is always on"),
+        ("cookie_secure", "cookies are always Secure"),
+        ("databroker_storage_tls_skip_verify", "put sslmode into the connection string"),
+    ],
+)
+def test_older_removals_are_ignored_and_say_what_to_use(
+    tmp_path: Path, key: str, instead: str
+) -> None:
+    (warning,) = load(tmp_path, f"{key}: x\n").warnings
+    assert shown(warning).startswith(f"1: {key}: no longer exists and is ignored ({instead}")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("http3_advertise_port", "directory_provider", "directory_provider_options"),
+        *("routes[0].id", "routes[0].stat_name"),
+    ],
+)
+def test_keys_of_the_interface_are_ignored_and_say_so(tmp_path: Path, key: str) -> None:
+    name = key.rpartition(".")[2]
+    text = f"routes: [{{from: a, {name}: x}}]\n" if "." in key else f"{name}: x\n"
+    (warning,) = load(tmp_path, text).warnings
+    said = "is not a key of this file and is ignored (set it in the console)"
+    assert shown(warning) == f"1: {key}: {said}"
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("identity_providers: {Corp: {Issuer: I}}", ("identity_providers", "corp")),
+        ("idp_request_params: {Prompt: I}", ("idp_request_params", "prompt")),
+        ("runtime_flags: {MCP: false}", ("runtime_flags", "mcp")),
+        ("jwt_claims_headers: {X-Email: Email}", ("jwt_claims_headers", "x-email")),
+        ("set_response_headers: {X-A: B}", ("set_response_headers", "x-a")),
+        ("downstream_mtls: {Match_Subject_Alt_Names: [{DNS: A}]}", None),
+    ],
+)
+def test_names_inside_maps_lose_their_capitals_and_values_do_not(
+    tmp_path: Path, text: str, key: tuple[str, str] | None
+) -> None:
+    settings = load(tmp_path, f"{text}\n").settings
+    if key is None:
+        assert settings.downstream_mtls.match_subject_alt_names == ({"dns": "A"},)
+        return
+    found = getattr(settings, key[0])[key[1]]
+    assert (found.issuer if key[1] == "corp" else found) in {"I", False, "Email", "B"}
+
+
 REMOVED = [
     "client_ca",
     "client_ca_file",
@@ -286,6 +354,8 @@ def test_aliases(tmp_path: Path, alias: str, key: str) -> None:
     assert getattr(load(tmp_path, f"{alias}: ':1'\n{key}: ':1'\n").settings, key) == ":1"
     loaded = load(tmp_path, f"{alias}: ':1'\n", {key.upper(): ":2"})
     assert getattr(loaded.settings, key) == ":2"
+    loaded = load(tmp_path, f"{key}: ':1'\n", {alias.upper(): ":2"})
+    assert getattr(loaded.settings, key) == ":2"
     (error,) = errors(tmp_path, f"{alias}: ':1'\n{key}: ':2'\n")
     assert alias in error
     assert f" {key} " in error
@@ -307,6 +377,14 @@ def test_a_certificate_key_that_is_a_path(tmp_path: Path) -> None:
     assert settings.certificate_key.get_secret_value() == ""
     (error,) = errors(tmp_path, "certificate_key: /a\ncertificate_key_file: /b\n")
     assert error.startswith("1: certificate_key: ")
+    for written, variable in (
+        ("certificate_key", "CERTIFICATE_KEY_FILE"),
+        ("certificate_key_file", "CERTIFICATE_KEY"),
+    ):
+        environ = {variable: "/b"}
+        assert load(tmp_path, f"{written}: /a\n", environ).settings.certificate_key_file == "/b"
+    (error,) = errors(tmp_path, "", {"CERTIFICATE_KEY": "/a", "CERTIFICATE_KEY_FILE": "/b"})
+    assert error.startswith("CERTIFICATE_KEY: ")
     inline = base64.b64encode(b"-----BEGIN PRIVATE KEY-----").decode()
     assert load(tmp_path, f"certificate_key: {inline}\n").settings.certificate_key_file == ""
 
@@ -419,10 +497,17 @@ def test_env_file(tmp_path: Path) -> None:
 
 def test_removed_names_in_the_environment_only_warn(tmp_path: Path) -> None:
     loaded = load(
-        tmp_path, "", {"TRACING_PROVIDER": "x", "DEBUG_FORCE_AUTHENTICATE_FLOW": "stateless"}
+        tmp_path,
+        "",
+        {
+            "TRACING_PROVIDER": "x",
+            "DOWNSTREAM_MTLS": '{"ca_file": "/x"}',
+            "DEBUG_FORCE_AUTHENTICATE_FLOW": "stateless",
+        },
     )
     assert {issue.key for issue in loaded.warnings} == {
         "TRACING_PROVIDER",
+        "DOWNSTREAM_MTLS",
         "DEBUG_FORCE_AUTHENTICATE_FLOW",
     }
 

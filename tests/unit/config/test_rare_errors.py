@@ -18,7 +18,15 @@ from cryptography.hazmat.primitives.serialization import (
 from gatehouse.common.config import load as load_module
 from gatehouse.common.config.issues import ConfigError
 from gatehouse.common.config.load import load_settings
-from tests.support.configuration import CERTIFICATE, LOGIN, pem_key, problems, warnings, without
+from tests.support.configuration import (
+    CERTIFICATE,
+    LOGIN,
+    SECRET_TEXT,
+    pem_key,
+    problems,
+    warnings,
+    without,
+)
 
 ENCRYPTED = ec.generate_private_key(ec.SECP256R1()).private_bytes(
     Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"x")
@@ -37,11 +45,15 @@ BASE: dict[str, Any] = {
     "to": "http://app",
     "allowed_users": ["u"],
 }
-FIRST = len(LOGIN.splitlines()) + 1
 
 
 def encoded(data: bytes) -> str:
     return base64.b64encode(data).decode()
+
+
+NODE = "{id: a, grpc_address: 'http://a', raft_address: 'a:1'}"
+URL_SAFE = base64.urlsafe_b64encode(b"\xff" * 32).decode()
+FIRST = len(LOGIN.splitlines()) + 1
 
 
 @pytest.mark.parametrize(
@@ -87,6 +99,87 @@ def encoded(data: bytes) -> str:
             "services.x: services is given as a value too (keep one of them)",
         ),
         ("? [a]\n: 1", {}, "a key is not text (a plain key)"),
+        (f"shared_secret: {SECRET_TEXT.rstrip('=')}", {}, "shared_secret: is not base64 (base64 ("),
+        (f"cookie_secret: {URL_SAFE}", {}, "cookie_secret: is not base64 (base64 (with padding)"),
+        (
+            "authenticate_internal_service_url: https://a/x",
+            {},
+            "authenticate_internal_service_url: holds more than scheme, host and port (https://ho",
+        ),
+        *(
+            (
+                f"{key}_urls: ['{url}']",
+                {},
+                f"{key}_urls[0]: bad {key.replace('_', ' ')} url '{told}' (http://host[:port] or",
+            )
+            for key in ("authorize_service", "databroker_service")
+            for url, told in (
+                ("http://", "http://"),
+                ("http://a:0", "http://a:0"),
+                ("http://me:hunter2@a", "http://a"),
+            )
+        ),
+        ("autocert_trusted_ca: eA==", {}, "autocert_trusted_ca: does not decode to PEM (base64"),
+        ("autocert_eab_mac_key: YQ", {}, "autocert_eab_key_id and autocert_eab_mac_key belong to"),
+        (
+            "autocert_eab_key_id: x\nautocert_eab_mac_key: 'YQ=='",
+            {},
+            "autocert_eab_mac_key: is not base64url (base64url without padding)",
+        ),
+        (
+            f"google_cloud_serverless_authentication_service_account: {encoded(b'[1]')}",
+            {},
+            "is not a JSON object or its base64 (the file that Google gave)",
+        ),
+        (
+            "downstream_mtls: {match_subject_alt_names: [{}]}",
+            {},
+            "downstream_mtls.match_subject_alt_names[0]: has 0 keys (exactly one key)",
+        ),
+        (
+            "grpc_client_ca: eA==\ngrpc_client_ca_file: /tls/cert.pem",
+            {},
+            "grpc_client_ca_file: cannot set both grpc_client_ca and grpc_client_ca_file (keep",
+        ),
+        (
+            "grpc_client_key_file: /tls/key.pem",
+            {},
+            "grpc_client_key_file: bad client certificate: its other half is missing (add grpc_cl",
+        ),
+        *(
+            (f"dns_resolvers: ['{one}']", {}, f"dns_resolvers[0]: '{one}' is not a resolver (udp:/")
+            for one in ("udp://1.1.1.1", "tcp://1.1.1.1:0", "http://1.1.1.1:53", "1.1.1.1")
+        ),
+        (
+            f"databroker_cluster_nodes: [{NODE}, {NODE}]",
+            {},
+            "databroker_cluster_nodes[1].id: 'a' is another node too (unique ids)",
+        ),
+        *(
+            (
+                f"identity_providers: {{a: {{issuer: '{issuer}', audiences: [x]}}}}",
+                {},
+                f"identity_providers.a.issuer: '{issuer}' {why} (an absolute https URL, or kube",
+            )
+            for issuer, why in (
+                ("", "is not https"),
+                ("i.example", "is not https"),
+                ("http://i.example", "is not https"),
+                ("kubernetes://x", "is not https"),
+                ("https://", "has no host"),
+                ("https:///x", "has no host"),
+            )
+        ),
+        (
+            "identity_providers: {a: {issuer: 'https://i', audiences: [x, ' ']}}",
+            {},
+            "identity_providers.a.audiences: holds an empty audience (leave it out)",
+        ),
+        (
+            "databroker_storage_type: Postgres",
+            {},
+            "unknown databroker storage backend type 'Postgres' (did you mean postgres? one of",
+        ),
         ("a: &a 5\nb: {<<: *a}", {}, "<< does not merge a map (<<: *anchor)"),
     ],
 )
@@ -95,6 +188,7 @@ def test_global_keys(tmp_path: Path, text: str, files: dict[str, bytes], message
     found = problems(tmp_path, f"{base}{text}\n", files=files)
     assert any(message in line for line in found), found
     assert found[0].partition(":")[0].isdigit()
+    assert "hunter2" not in str(found)
 
 
 ROUTE_ERRORS: list[tuple[dict[str, Any], str]] = [

@@ -332,6 +332,8 @@ def test_the_authenticate_url_is_needed(
     ("url", "message"),
     [
         ("https://authenticate.pomerium.app", "stateless flow, which is not offered"),
+        ("https://Authenticate.Pomerium.App.", "stateless flow, which is not offered"),
+        ("https://authenticate.staging.pomerium.app", "stateless flow, which is not offered"),
         ("https://a.example.com/x", "holds more than scheme, host and port"),
         ("a.example.com", "has no scheme"),
     ],

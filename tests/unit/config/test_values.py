@@ -191,6 +191,13 @@ def test_runtime_flags_are_laid_over_the_defaults() -> None:
             "unchanged",
             PathWithEscapedSlashesAction.KEEP_UNCHANGED,
         ),
+        (
+            "path_with_escaped_slashes_action",
+            "",
+            PathWithEscapedSlashesAction.KEEP_UNCHANGED,
+        ),
+        ("jwt_issuer_format", "IssuerURI", JWTIssuerFormat.URI),
+        ("jwt_issuer_format", "", JWTIssuerFormat.HOST_ONLY),
         ("cookie_same_site", "LAX", CookieSameSite.LAX),
         ("cookie_same_site", "", CookieSameSite.UNSET),
     ],
@@ -225,6 +232,15 @@ def test_an_empty_log_level_is_info() -> None:
     assert Settings().proxy_log_level is None
 
 
+@pytest.mark.parametrize("key", ["log_level", "proxy_log_level"])
+def test_log_levels(key: str) -> None:
+    levels = [
+        *("trace", "debug", "info", "warn", "warning", "error"),
+        *("critical", "fatal", "panic", "off", "none", "disabled"),
+    ]
+    assert [value(key, level) for level in levels] == levels
+
+
 @pytest.mark.parametrize(
     ("raw", "expected"),
     [
@@ -234,6 +250,7 @@ def test_an_empty_log_level_is_info() -> None:
             {"x-pomerium-claim-email": "email", "x-pomerium-claim-groups": "groups"},
         ),
         ("email, groups", {"x-pomerium-claim-email": "email", "x-pomerium-claim-groups": "groups"}),
+        ("email\tgroups", {"x-pomerium-claim-email": "email", "x-pomerium-claim-groups": "groups"}),
         ('{"X-A": "a"}', {"X-A": "a"}),
     ],
 )

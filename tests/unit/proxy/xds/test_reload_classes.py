@@ -53,6 +53,17 @@ GLOBAL: list[tuple[dict[str, Any], set[str]]] = [
     ({"max_staleness": "1m"}, set()),
     ({"shutdown_grace": "10s"}, set()),
     ({"health_check_addr": "127.0.0.1:28081"}, set()),
+    ({"installation_id": "x"}, set()),
+    ({"idp_scopes": ["openid"]}, set()),
+    ({"idp_request_params": {"prompt": "login"}}, set()),
+    ({"programmatic_redirect_domain_whitelist": ["a.example"]}, set()),
+    ({"cookie_domain": "example.com"}, set()),
+    ({"cookie_same_site": "lax"}, set()),
+    ({"cookie_http_only": False}, set()),
+    ({"authenticate_internal_service_url": "https://inside.example.com"}, set()),
+    ({"databroker_service_urls": ["http://d"]}, set()),
+    ({"error_message_first_paragraph": "Ask us."}, set()),
+    ({"decision_cache_bytes": 1 << 20}, set()),  # told to the proxy's own filters while running
     # H1: routes or clusters; a cluster without a name is called by its content, which routes say
     ({"cookie_name": "other"}, {R}),
     ({"signing_key": "made below"}, {R}),
@@ -68,7 +79,25 @@ GLOBAL: list[tuple[dict[str, Any], set[str]]] = [
     ({"dns_lookup_family": "ALL"}, {R, C}),
     ({"envoy_bind_config_source_address": "127.0.0.1"}, {R, C}),
     ({"certificate_authority": "made below"}, {R, C}),
+    ({"authenticate_service_url": "https://other.example.com"}, {R}),
+    ({"idp_access_token_allowed_audiences": ["a"]}, {R}),
+    ({"identity_providers": {"a": {"issuer": "https://i", "audiences": ["a"]}}}, {R}),
+    ({"jwt_issuer_format": "uri"}, {R}),
+    ({"google_cloud_serverless_authentication_service_account": '{"a": 1}'}, {R}),
+    ({"runtime_flags": {"match_any_incoming_port": False}}, {R}),
+    ({"authorize_service_urls": ["http://y"]}, {C}),
+    ({"envoy_bind_config_freebind": True}, {R, C}),
+    ({"dns_failure_refresh_rate": "3s"}, {R, C}),
+    ({"dns_query_timeout": "3s"}, {R, C}),
+    ({"dns_query_tries": 3}, {R, C}),
+    ({"dns_udp_max_queries": 3}, {R, C}),
+    ({"dns_use_tcp": True}, {R, C}),
+    ({"dns_resolvers": ["udp://192.0.2.1:53"]}, {R, C}),
     # H2: a listener
+    ({"xff_num_trusted_hops": 1}, {L, R}),
+    ({"downstream_mtls": "made below"}, {L, R}),
+    ({"otel_traces_exporter": "otlp", "otel_exporter_otlp_endpoint": "http://c:4317"}, {L, R}),
+    ({"tls_derive": "a.example.com"}, {L, R, C}),
     ({"address": "127.0.0.1:8443"}, {L}),
     ({"codec_type": "http2"}, {L}),
     ({"certificate_file": "made below"}, {L}),
@@ -104,6 +133,9 @@ def made(keys: dict[str, Any], folder: Path) -> dict[str, Any]:
     if "certificate_authority" in keys:
         pem = Authority(folder).path.read_bytes()
         return {"certificate_authority": base64.b64encode(pem).decode()}
+    if "downstream_mtls" in keys:
+        pem = Authority(folder).path.read_bytes()
+        return {"downstream_mtls": {"ca": base64.b64encode(pem).decode()}}
     if "signing_key" in keys:
         return {"signing_key": Authority(folder).leaf("signer").key.read_text()}
     return keys
@@ -115,6 +147,28 @@ def test_a_global_key_touches_what_its_class_says(
 ) -> None:
     routes = [ROUTE]
     assert touched(of(routes=routes), of(routes=routes, **made(keys, tmp_path))) == kinds
+
+
+TRACED = {"otel_traces_exporter": "otlp", "otel_exporter_otlp_endpoint": "http://c:4317"}
+REMOTE = {"authorize_service_url": "https://z"}
+MORE: list[tuple[dict[str, Any], dict[str, Any], set[str]]] = [
+    (TRACED, {"otel_traces_sampler_arg": 0.5}, {L}),
+    (TRACED, {"otel_attribute_value_length_limit": 100}, {L}),
+    (TRACED, {"otel_resource_attributes": "a=b"}, {L}),
+    # What the spans take on their way out of this process is no business of Envoy's.
+    (TRACED, {"otel_exporter_otlp_headers": "a=b"}, set()),
+    (TRACED, {"otel_exporter_otlp_traces_endpoint": "http://d:4317"}, set()),
+    (TRACED, {"otel_bsp_max_export_batch_size": 5}, set()),
+    (REMOTE, {"override_certificate_name": "z.example.com"}, {C}),
+]
+
+
+@pytest.mark.parametrize(("before", "keys", "kinds"), MORE, ids=[next(iter(k)) for _, k, _ in MORE])
+def test_a_key_beside_others_touches_what_its_class_says(
+    before: dict[str, Any], keys: dict[str, Any], kinds: set[str]
+) -> None:
+    first = {"routes": [ROUTE], **before}
+    assert touched(of(**first), of(**{**first, **keys})) == kinds
 
 
 ROUTES: list[tuple[list[dict[str, Any]], set[str]]] = [

@@ -459,6 +459,8 @@ def test_response_headers():
     (pair,) = config(route()).certificates
     derived = replace(bare, certificates=(replace(pair, source="tls_derive"),))
     assert "strict-transport-security" not in response_headers(derived)
+    staging = response_headers(config(route(), autocert_use_staging=True))
+    assert list(staging) == ["x-frame-options", "x-xss-protection"]
     custom = {"X-A": "1", "X-B": "2"}
     merged = config(route(set_response_headers={"X-B": "3"}), set_response_headers=custom)
     assert response_headers(merged) == {"x-a": "1", "x-b": "3"}

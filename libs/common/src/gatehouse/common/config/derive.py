@@ -152,7 +152,7 @@ def loopback_url(settings: Settings) -> str:
 
 def is_hosted(url: str) -> bool:
     """True for Pomerium's own authenticate service, which needs the stateless flow."""
-    return (urlsplit(url).hostname or "") in HOSTED_AUTHENTICATE
+    return (urlsplit(url).hostname or "").removesuffix(".") in HOSTED_AUTHENTICATE
 
 
 def needs_login(policy: Policy) -> bool:

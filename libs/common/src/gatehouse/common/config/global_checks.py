@@ -107,7 +107,12 @@ def _urls(settings: Settings) -> Iterator[Finding]:
 def _is_service_url(text: str) -> bool:
     try:
         parts = urlsplit(text)
-        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        return (
+            parts.scheme in {"http", "https"}
+            and bool(parts.hostname)
+            and parts.port != 0
+            and "@" not in parts.netloc
+        )
     except ValueError:
         return False
 
@@ -285,7 +290,7 @@ def _pairs(settings: Settings) -> Iterator[Finding]:
             yield _error(key, f"cannot set both {first} and {second}", "keep one of them")
     if bool(settings.autocert_eab_key_id) != bool(settings.autocert_eab_mac_key):
         yield _error(
-            "autocert_eab_key_id",
+            "autocert_eab_key_id" if settings.autocert_eab_key_id else "autocert_eab_mac_key",
             "autocert_eab_key_id and autocert_eab_mac_key belong together",
             "give both or neither",
         )

@@ -17,6 +17,7 @@ from gatehouse.common.config.values import nearest
 
 __all__ = [
     "ALIASES",
+    "NO_VARIABLE",
     "OLDER",
     "REMOVED",
     "REMOVED_ROUTE",
@@ -56,6 +57,10 @@ REMOVED_ROUTE: Final[Mapping[str, str]] = {
     "set_authorization_header": (
         "use set_request_headers with ${pomerium.access_token} or ${pomerium.id_token}"
     ),
+}
+NO_VARIABLE: Final[Mapping[str, str]] = {
+    **REMOVED,
+    "downstream_mtls": "a variable for each of its keys, such as DOWNSTREAM_MTLS_CA_FILE",
 }
 OLDER: Final[Mapping[str, str]] = {
     "administrators": "use policy, or the console",

@@ -58,6 +58,7 @@ class Origins:
         self._lines: Mapping[KeyPath, int] = {}
         self._moved: dict[KeyPath, KeyPath] = {}  # path in the settings -> path in the file
         self._elsewhere: dict[KeyPath, Origin] = {}
+        self._holders: dict[KeyPath, KeyPath] = {}  # what only dotted keys made -> the first
 
     def set_file(self, file: str, lines: Mapping[KeyPath, int]) -> None:
         """Take the lines of the main file."""
@@ -68,6 +69,10 @@ class Origins:
         self._moved[new] = old
         if old in self._elsewhere:
             self._elsewhere[new] = self._elsewhere.pop(old)
+
+    def hold(self, path: KeyPath, key: KeyPath) -> None:
+        """`path` is written nowhere: the dotted `key` made it."""
+        self._holders[path] = key
 
     def set_elsewhere(self, path: KeyPath, origin: Origin) -> None:
         """The value at `path`, and all below it, does not come from the file."""
@@ -87,7 +92,8 @@ class Origins:
                 break
         shown = format_path(written)
         for length in range(len(written), 0, -1):
-            line = self._lines.get(written[:length])
+            part = written[:length]
+            line = self._lines.get(self._holders.get(part, part))
             if line is not None:
                 return Origin(self._file, line, shown)
         return Origin("", None, shown)
@@ -279,7 +285,9 @@ class _Loader:
             value = self._raw.pop(name)
             *parents, leaf = name.split(".")
             target = self._raw
-            for parent in parents:
+            for depth, parent in enumerate(parents, 1):
+                if parent not in target:
+                    self._origins.hold(tuple(parents[:depth]), (name,))
                 inner = target.setdefault(parent, {})
                 if not isinstance(inner, dict):
                     self._error((name,), f"{parent} is given as a value too", "keep one of them")
@@ -374,7 +382,7 @@ class _Loader:
         self._headers()
         for key in ("policy", "routes"):
             self._encoded_routes(key)
-        for name, instead in keys.REMOVED.items():
+        for name, instead in keys.NO_VARIABLE.items():
             if self._environ.get(name.upper()):
                 self.outcome.warnings.append(
                     Issue(Severity.WARNING, name.upper(), "has no effect", instead, ENVIRONMENT)
@@ -467,12 +475,16 @@ class _Loader:
         del self._raw["certificate_key"]
         other = self._raw.get("certificate_key_file")
         if other and other != value:
-            self._error(
-                ("certificate_key",),
-                "certificate_key holds a path and certificate_key_file another",
-                "keep certificate_key_file",
-            )
-            return
+            is_variable = bool(self._environ.get("CERTIFICATE_KEY"))
+            if is_variable == bool(self._environ.get("CERTIFICATE_KEY_FILE")):
+                self._error(
+                    ("certificate_key",),
+                    "certificate_key holds a path and certificate_key_file another",
+                    "keep certificate_key_file",
+                )
+                return
+            if not is_variable:  # as everywhere, the environment wins over the file
+                return
         self._raw["certificate_key_file"] = value
         self._origins.move(("certificate_key",), ("certificate_key_file",))
 

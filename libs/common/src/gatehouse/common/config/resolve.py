@@ -329,7 +329,9 @@ class _Resolver:
         secret = (contents or b"").decode("utf-8", "replace").rstrip("\r\n")
         if contents is not None and not secret:
             self.inputs.error(
-                ("idp_client_secret_file",), "the file is empty", "the secret as the provider gave it"
+                ("idp_client_secret_file",),
+                "the file is empty",
+                "the secret as the provider gave it",
             )
         return secret
 

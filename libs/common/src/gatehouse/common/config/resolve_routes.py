@@ -377,6 +377,12 @@ class RouteResolver:
                 route.kubernetes_service_account_token_file,
             )
             token = (contents or b"").decode("utf-8", "replace").strip()
+            if contents is not None and not token:
+                files.error(
+                    (*path, "kubernetes_service_account_token_file"),
+                    "the file is empty",
+                    "the token of a service account",
+                )
         provider = self._provider(route)
         extra = json.dumps(
             [
