@@ -13,7 +13,7 @@ from typing import Final
 
 import grpc.aio
 
-from gatehouse.common.config.resolved import MetricsListener, ResolvedSettings, ServiceName
+from gatehouse.common.config.resolved import MetricsListener
 from gatehouse.common.databroker.client import Channel
 from gatehouse.common.databroker.connection import DatabrokerConnection
 from gatehouse.common.errors import GatehouseError
@@ -29,20 +29,9 @@ FIRST_S: Final = 1.0  # after the start
 CALL_S: Final = 5.0
 LEAST_CALL_BACK_S: Final = 1.0
 MOST_CALL_BACK_S: Final = 300.0
-
-_SUBJECTS: Final = (
-    ServiceName.DATABROKER,
-    ServiceName.PROXY,
-    ServiceName.AUTHORIZE,
-    ServiceName.AUTHENTICATE,
-)
+WITHOUT_METRICS_S: Final = 30.0
 
 _log = get_logger("gatehouse")
-
-
-def has_something_to_report(settings: ResolvedSettings) -> bool:
-    """Whether a process with these settings has metrics to be read, and a databroker to tell."""
-    return settings.has_databroker and settings.metrics is not None
 
 
 def metrics_url(listener: MetricsListener, host_name: str) -> str:
@@ -59,34 +48,24 @@ def metrics_url(listener: MetricsListener, host_name: str) -> str:
     return f"{scheme}://{host}:{listener.address.port}/metrics"
 
 
-class Registration:
-    """Reports for as long as it runs. A registry that cannot be reached harms nobody."""
-
-    def __init__(self, context: ProcessContext) -> None:
-        """Raises ConfigError without a databroker to tell."""
-        self._context = context
-        subject = next(name for name in _SUBJECTS if context.config.current.runs(name))
-        self._connection = DatabrokerConnection(context, str(subject))
-        context.config.join("registration", self._connection.prepare)
-
-    async def run(self, stop: asyncio.Event) -> None:
-        """Report until `stop`."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._connection.run(stop), name="registration channel")
-            backoff = Backoff(0.5, 1.5, 60.0, 0.5)
-            wait_s = FIRST_S
-            while not await wait_or_stop(stop, wait_s):
-                listener = self._context.config.current.metrics
-                if listener is None:  # since the last reload
-                    wait_s = MOST_CALL_BACK_S
-                    continue
-                url = metrics_url(listener, socket.gethostname())
-                try:
-                    wait_s = await report(self._connection, url)
-                    backoff.reset()
-                except GatehouseError as error:
-                    wait_s = backoff.next_s(self._context.rng)
-                    _log.debug("metrics address not reported", error=str(error))
+async def keep_registered(
+    context: ProcessContext, connection: DatabrokerConnection, stop: asyncio.Event
+) -> None:
+    """Report until `stop`. A registry that cannot be reached harms nobody."""
+    backoff = Backoff(0.5, 1.5, 60.0, 0.5)
+    wait_s = FIRST_S
+    while not await wait_or_stop(stop, wait_s):
+        listener = context.config.current.metrics
+        if listener is None:  # a reload may bring one
+            wait_s = WITHOUT_METRICS_S
+            continue
+        url = metrics_url(listener, socket.gethostname())
+        try:
+            wait_s = await report(connection, url)
+            backoff.reset()
+        except GatehouseError as error:
+            wait_s = backoff.next_s(context.rng)
+            _log.debug("metrics address not reported", error=str(error))
 
 
 async def report(channel: Channel, url: str) -> float:

@@ -29,7 +29,7 @@ from gatehouse.common.config.resolve import load_and_resolve
 from gatehouse.common.config.resolved import CertificatePair, ResolvedSettings, ServiceName
 from gatehouse.common.config.restart import restart_needed
 from gatehouse.common.config.watch import ConfigWatcher
-from gatehouse.common.databroker.registration import Registration, has_something_to_report
+from gatehouse.common.databroker.errands import run_errands
 from gatehouse.common.observability.logging import configure_logging, get_logger, set_level
 from gatehouse.common.observability.metrics import CONFIG_RELOAD_SUCCESS, CONFIG_RELOAD_TIME
 from gatehouse.common.pages.branding import branding_of, use_branding
@@ -461,8 +461,8 @@ async def _run_services(
         def use_databroker() -> None:
             if follower is not None:
                 tasks.create_task(follower.run(stop), name="stored routes")
-            if has_something_to_report(context.config.current):
-                tasks.create_task(Registration(context).run(stop), name="registration")
+            if context.config.current.has_databroker:
+                tasks.create_task(run_errands(context, stop), name="errands")
 
         if ServiceName.DATABROKER not in stops:  # our own is called once it answers
             use_databroker()
