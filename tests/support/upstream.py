@@ -56,14 +56,18 @@ class EchoUpstream:
                 super().end_headers()
 
             def _answer(self) -> None:
-                length = int(self.headers.get("content-length") or 0)
                 seen = {
                     "method": self.command,
                     "path": self.path,
                     "headers": [[name.lower(), value] for name, value in self.headers.items()],
-                    "body": self.rfile.read(length).decode(errors="replace"),
                 }
+                # To its end, or what is left of it would be counted while others are refused.
+                sent = self._body()
+                seen["body"] = (sent or b"").decode(errors="replace")
                 outer.requests.append(seen)
+                if sent is None:  # it broke off: nobody waits for an answer
+                    self.close_connection = True
+                    return
                 body = json.dumps(seen).encode()
                 self.send_response(200)
                 self.send_header("content-type", "application/json")
@@ -71,6 +75,21 @@ class EchoUpstream:
                 self.end_headers()
                 if self.command != "HEAD":
                     self.wfile.write(body)
+
+            def _body(self) -> bytes | None:
+                """None when the sender left in the middle of it."""
+                if "chunked" not in self.headers.get("transfer-encoding", ""):
+                    return self.rfile.read(int(self.headers.get("content-length") or 0))
+                body = b""
+                while line := self.rfile.readline(65536):
+                    size = int(line.partition(b";")[0], 16)
+                    if not size:
+                        while self.rfile.readline(65536).strip():  # trailers
+                            pass
+                        return body
+                    body += self.rfile.read(size)
+                    self.rfile.readline(65536)
+                return None
 
             def log_message(self, *_arguments: Any) -> None:
                 pass
