@@ -200,7 +200,9 @@ def http2(
             h2.exceptions.ProtocolError,
         ):
             pass
-    if not may_begin:
+    if may_begin:
+        world.upstream.settle()  # or it would count against the next refusal
+    else:
         world.upstream.check_refusal(received, before)
     return Reply(status, tuple(received), data)
 

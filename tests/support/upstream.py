@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -108,6 +109,13 @@ class EchoUpstream:
         """Unless `headers` are those of our own answer, nothing came since `received` bytes had."""
         if MARK not in headers:
             assert self.received == received, f"refused, but {self.requests[-1:]} came"
+
+    def settle(self) -> None:
+        """Wait until what others have begun has come to its end."""
+        received = -1
+        while received != self.received:
+            received = self.received
+            time.sleep(0.2)
 
     @property
     def url(self) -> str:
