@@ -205,7 +205,7 @@ async def test_draining_waits_for_requests_and_not_beyond_the_grace(upstream: Ec
             await drain
 
 
-async def test_a_drain_ends_when_the_grace_is_nearly_over(upstream: EchoUpstream):
+async def test_a_drain_ends_although_a_request_is_stuck(upstream: EchoUpstream):
     stuck = await asyncio.start_server(swallow, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{stuck.sockets[0].getsockname()[1]}"
     config = {"routes": [{**routes(upstream)["routes"][0], "to": url}]}
